@@ -1,0 +1,32 @@
+"""Evaluation: functions re-exported from files that bear other names."""
+
+from mmkd_lite.evaluate.embed import embed_images, embed_texts
+from mmkd_lite.evaluate.granularity import attainable, nearest_hits
+from mmkd_lite.evaluate.ranks import Ranks, retrieval_ranks
+from mmkd_lite.evaluate.recall import (
+    average_median_rank,
+    chance_recall,
+    folds_1k,
+    one_caption_each,
+    recall_interval,
+    recall_intervals,
+    retrieval,
+    summarise,
+)
+
+__all__ = [
+    "Ranks",
+    "attainable",
+    "average_median_rank",
+    "chance_recall",
+    "embed_images",
+    "embed_texts",
+    "folds_1k",
+    "nearest_hits",
+    "one_caption_each",
+    "recall_interval",
+    "recall_intervals",
+    "retrieval",
+    "retrieval_ranks",
+    "summarise",
+]

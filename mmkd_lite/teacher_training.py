@@ -1,0 +1,163 @@
+"""`python -m mmkd_lite teachers`: train, score and ship the teachers under `data/teachers/`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from mmkd_lite.config import RunConfig, resolve, to_dict
+from mmkd_lite.storage import sha256_of_file, write_atomic, write_json
+from mmkd_lite.teachers import IMAGE_SIZE, TEACHERS_FOLDER, Teacher, load_teacher, manifest
+
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cnn": ("supervised", {"options.backbone": "cnn", "train.steps": 6000}),
+    "vit": ("supervised", {"options.backbone": "vit", "train.steps": 3000, "train.base_lr": 4e-3}),
+    "text": ("masked_words", {"train.steps": 3000}),
+}
+PICTURES = 2000
+"""Pictures per row of the score table."""
+
+SHIFTS = {
+    "composition": {"split": "composition", "artist": "twemoji"},
+    "concept": {"split": "concept", "artist": "twemoji"},
+    "near": {"split": "composition", "artist": "twemoji", "shift": "near"},
+    "far_openmoji": {"split": "composition", "artist": "openmoji"},
+    "far_noto": {"split": "composition", "artist": "noto"},
+}
+
+
+def recipe(
+    name: str, seed: int = 0, overrides: dict[str, Any] | None = None, out_dir: str = ""
+) -> RunConfig:
+    """Return the training configuration of a shipped teacher, with overrides for shorter runs.
+
+    Raises:
+        ValueError: unknown name; the valid ones are listed.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown teacher {name!r}; valid: {', '.join(RECIPES)}")
+    method, settings = RECIPES[name]
+    return resolve(method, "laptop", {"data.image_size": IMAGE_SIZE, **settings, **(overrides or {})}, seed=seed, out_dir=out_dir)
+
+
+def train_teacher(name: str, seed: int = 0, folder: Path = TEACHERS_FOLDER) -> dict[str, Any]:
+    """Train (or resume) one teacher, store it in half precision, score the stored file and record both.
+
+    Returns:
+        The record in `manifest.json`.
+    """
+    from mmkd_lite.train import fit
+
+    config = recipe(name, seed)
+    run = fit(config)
+    state = {key: _half(value) for key, value in run.load_method().model.state_dict().items()}
+    path = folder / f"{name}.safetensors"
+    write_atomic(path, save(state))
+    record = {
+        "sha256": sha256_of_file(path),
+        "bytes": path.stat().st_size,
+        "command": f"python -m mmkd_lite teachers {name} --seed {seed}",
+        "seed": seed,
+        "seconds": round(run.seconds, 1),
+        "config": to_dict(config),
+    }
+    known = json.loads((folder / "manifest.json").read_text()) if (folder / "manifest.json").exists() else {}
+    write_json(folder / "manifest.json", {**known, name: record})
+    manifest.cache_clear()
+    record["scores"] = score(load_teacher(name))
+    write_json(folder / "manifest.json", {**known, name: record})
+    manifest.cache_clear()
+    return record
+
+
+def _half(value: Tensor) -> Tensor:
+    return value.half().contiguous() if value.is_floating_point() else value.contiguous()
+
+
+def score(teacher: Teacher, pictures: int = PICTURES) -> dict[str, dict[str, float]]:
+    """Measure a teacher: accuracies under the named splits and shifts, or masked-word accuracy; in per cent."""
+    if teacher.classes:
+        return {name: classifier_score(teacher, pictures, **shift) for name, shift in SHIFTS.items()}
+    return {"composition": masked_word_score(teacher, pictures)}
+
+
+def classifier_score(
+    teacher: Teacher, pictures: int, split: str, artist: str, shift: str = "none"
+) -> dict[str, float]:
+    """Return fine and coarse top-1 accuracy on one-object pictures, each beside its majority class, in per cent.
+
+    The coarse prediction is the group with the largest summed subgroup probability.
+    """
+    from mmkd_lite.data.emoji import labels
+    from mmkd_lite.data.pictures import EmojiPictures
+
+    data = EmojiPictures(IMAGE_SIZE, split, artist=artist, shift=shift)
+    fine_hits, coarse_hits, fine_labels, coarse_labels = 0, 0, [], []
+    to_group = torch.zeros(teacher.classes, int(labels("coarse").max()) + 1)  # (C, groups)
+    to_group[labels("fine"), labels("coarse")] = 1.0
+    for first in range(0, pictures, 250):
+        drawn = data.batch(range(first, min(first + 250, pictures)))
+        logits = teacher.class_logits(torch.as_tensor(drawn["image"]).float() / 255)
+        fine, coarse = torch.as_tensor(drawn["fine"]), torch.as_tensor(drawn["coarse"])
+        fine_hits += int((logits.argmax(1) == fine).sum())
+        coarse_hits += int(((logits.softmax(1) @ to_group).argmax(1) == coarse).sum())
+        fine_labels.append(fine)
+        coarse_labels.append(coarse)
+    return {
+        "fine": 100 * fine_hits / pictures,
+        "fine_majority": _majority(torch.cat(fine_labels)),
+        "coarse": 100 * coarse_hits / pictures,
+        "coarse_majority": _majority(torch.cat(coarse_labels)),
+        "pictures": pictures,
+    }
+
+
+def _majority(labels: Tensor) -> float:
+    return 100 * float(np.bincount(labels.numpy()).max()) / len(labels)
+
+
+def masked_word_score(teacher: Teacher, captions: int) -> dict[str, float]:
+    """Return the share of hidden words of held-out captions that are guessed, beside the commonest word, in per cent."""
+    from mmkd_lite.methods.masked_words import MaskedCaptions
+
+    data = MaskedCaptions(recipe("text"), split="composition")
+    right, words = 0, []
+    for step in range(captions // 250):
+        batch = data.batch(step, 250)
+        chosen, original = batch["chosen"], batch["original"]
+        with torch.no_grad():
+            hidden = teacher.model.encoder(batch["tokens"])
+            guessed = teacher.model.predict(hidden[chosen]).argmax(-1)
+        right += int((guessed == original[chosen]).sum())
+        words.append(original[chosen])
+    hidden_words = torch.cat(words)
+    return {
+        "masked_word": 100 * right / len(hidden_words),
+        "masked_word_majority": _majority(hidden_words),
+        "captions": captions,
+    }
+
+
+def teachers_command(arguments: Sequence[str]) -> int:
+    """Train the named teachers (all when none is named), store them and print their scores."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmkd_lite teachers",
+        description="Train, score and store the shipped teachers; an interrupted training goes on where it was.",
+    )
+    parser.add_argument("names", nargs="*", help=f"some of: {', '.join(RECIPES)}; all when left out")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    for name in chosen.names or list(RECIPES):
+        record = train_teacher(name, chosen.seed)
+        print(f"{name}: {record['bytes'] / 1e6:.2f} MB, {record['seconds']:.0f} s of training")
+        for row, values in record["scores"].items():
+            print(f"   {row:<14}" + "  ".join(f"{key} {value:.1f}" for key, value in values.items()))
+    return 0

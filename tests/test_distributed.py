@@ -1,0 +1,48 @@
+"""Two gloo processes under DistributedDataParallel give the loss and gradients of one process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import two_processes
+from tests.two_processes import CASES, WORLD, Towers, run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Run both processes once; the folder holds what each of them found."""
+    folder = tmp_path_factory.mktemp("processes")
+    processes = [
+        subprocess.Popen([sys.executable, two_processes.__file__, str(rank), str(folder)])
+        for rank in range(WORLD)
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0] * WORLD
+    finally:
+        for process in processes:
+            process.kill()
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(folder, case):
+    alone = run(Towers(), slice(None))
+    ranks = [load_file(folder / f"{rank}.safetensors") for rank in range(WORLD)]
+    mean_loss = sum(rank[f"{case}.loss"] for rank in ranks) / WORLD
+    torch.testing.assert_close(mean_loss, alone[f"{case}.loss"], rtol=1e-12, atol=0)
+    for parameter in ("image", "text", "log_scale"):
+        expected = alone[f"{case}.{parameter}"]
+        assert expected.abs().max() > 1e-3
+        for rank in ranks:
+            torch.testing.assert_close(rank[f"{case}.{parameter}"], expected, rtol=1e-9, atol=1e-13)
+
+
+def test_different_batch_sizes_are_refused_on_every_process(folder):
+    for rank in range(WORLD):
+        message = (folder / f"{rank}.txt").read_text()
+        assert "rank 0: B=2" in message and "rank 1: B=3" in message

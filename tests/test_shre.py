@@ -1,0 +1,163 @@
+"""Transformer SHRe: corrected Code 3, full size, frozen teacher, clear errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmkd_lite.config import RunConfig, resolve
+from mmkd_lite.methods import METHODS, build
+from mmkd_lite.methods.shre import SHRe
+
+
+def tiny(overrides: dict | None = None) -> RunConfig:
+    settings = {"teacher": "random-cnn", "image.start": "", "text.start": "", **(overrides or {})}
+    return resolve("shre", "tiny", settings)
+
+
+def a_batch(config: RunConfig, size: int = 6) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    side, length = config.data.image_size, config.data.max_tokens
+    tokens = torch.randint(5, 60, (size, length), generator=generator)
+    for row in range(size):
+        tokens[row, 4 + row :] = 0
+    return {
+        "image": torch.rand(size, 3, side, side, generator=generator),
+        "tokens": tokens,
+        "image_id": torch.arange(size),
+        "caption_id": torch.arange(size),
+    }
+
+
+def code_3(method: SHRe, batch: dict[str, Tensor]) -> dict[str, float]:
+    """Seed 000's Code 3 with every erratum corrected, one pair and one class at a time."""
+    image = method.shared(method.image_encoder(batch["image"])[:, 0])
+    text = method.shared(method.text_encoder(batch["tokens"])[:, 0])
+    teacher = method.teacher.class_logits(batch["image"]).softmax(-1)
+    size = len(teacher)
+
+    def kl(student: Tensor) -> float:
+        total = 0.0
+        for p_row, q_row in zip(teacher, student.softmax(-1), strict=True):
+            total += sum(float(p) * math.log(float(p) / float(q)) for p, q in zip(p_row, q_row, strict=True))
+        return total / size
+
+    contrast = 0.0
+    for image_layer, text_layer, scale in zip(image, text, method.scales, strict=True):
+        cosines = F.cosine_similarity(image_layer[:, None], text_layer[None], dim=-1)
+        logits = scale.log_scale.exp() * cosines
+        for i in range(size):
+            contrast -= math.log(math.exp(logits[i, i]) / sum(math.exp(x) for x in logits[i])) / (2 * size)
+            contrast -= math.log(math.exp(logits[i, i]) / sum(math.exp(x) for x in logits[:, i])) / (2 * size)
+    return {"kl_image": kl(image[2]), "kl_text": kl(text[2]), "contrast": contrast / 3}
+
+
+def test_terms_equal_corrected_code_3_pair_by_pair() -> None:
+    config = tiny()
+    method = build(config).double()
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in a_batch(config).items()}
+    terms = method.losses(batch, method.targets(batch), progress=0.0)
+    expected = code_3(method, batch)
+    assert terms.keys() == expected.keys() == METHODS["shre"].default_weights.keys()
+    for name, value in expected.items():
+        assert float(terms[name]) == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.parametrize("variant", list(SHRe.variants))
+def test_every_variant_trains_every_parameter_it_uses_and_no_teacher(variant: str) -> None:
+    config = tiny(SHRe.variants[variant])
+    method = build(config)
+    before = {name: value.clone() for name, value in method.teacher.state_dict().items()}
+    batch = a_batch(config)
+    terms = method.losses(batch, method.targets(batch), progress=0.0)
+    sum(config.weights[name] * term for name, term in terms.items()).backward()
+    idle = {name for name, p in method.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+    expected_idle = {f"scales.{k}.log_scale" for k in range(3)} if variant == "kl_only" else set()
+    if variant == "contrast_only":
+        expected_idle = set()
+    unexpected = {name for name in idle - expected_idle if "key" not in name}
+    assert not unexpected
+    assert all(not p.requires_grad and p.grad is None for p in method.teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in method.teacher.state_dict().items())
+
+
+def test_teacher_is_outside_the_module_tree_and_stays_in_eval_mode() -> None:
+    method = build(tiny()).train()
+    assert not any("teacher" in name for name in method.state_dict())
+    assert not any("teacher" in name for name, _ in method.named_parameters())
+    assert not any(module.training for module in method.teacher.modules())
+    assert next(method.double().teacher.parameters()).dtype == torch.float64
+
+
+def test_build_is_deterministic_and_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, second, other = build(tiny()), build(tiny()), build(resolve("shre", "tiny", "teacher=random-cnn", seed=1))
+    assert torch.equal(torch.get_rng_state(), state)
+    same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(first.shared.expand.weight, other.shared.expand.weight)
+
+
+@pytest.mark.parametrize("fusion", ["mlp", "transformer"])
+def test_padding_never_reaches_the_embedding(fusion: str) -> None:
+    config = tiny({"options.fusion": fusion, "options.contrast_layers": 1})
+    method = build(config).eval()
+    tokens = a_batch(config)["tokens"]
+    kept = tokens[:, :10]
+    assert int((tokens[:, 10:] != 0).sum()) == 0
+    assert torch.allclose(method.encode_text(tokens), method.encode_text(kept), atol=1e-6)
+
+
+def test_embeddings_have_unit_length_and_scales_stay_in_bounds() -> None:
+    config = tiny()
+    method = build(config)
+    batch = a_batch(config)
+    for vectors in (method.encode_image(batch["image"]), method.encode_text(batch["tokens"])):
+        assert torch.allclose(vectors.norm(dim=1), torch.ones(6), atol=1e-5)
+    with torch.no_grad():
+        method.scales[0].log_scale.fill_(9.0)
+        method.scales[1].log_scale.fill_(-3.0)
+    method.after_step()
+    assert [round(float(s.value()), 3) for s in method.scales] == [100.0, 1.0, 14.286]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"options.fusion": "sum"}, "must be 'mlp' or 'transformer'"),
+        ({"options.contrast_layers": 4}, "must be 1 to 3"),
+        ({"options.fusion": "transformer", "options.contrast_layers": 3}, "must be 1 to 2"),
+        ({"text.width": 64}, "image.width=32 must equal text.width=64"),
+        ({"teacher": "random-text"}, "needs a teacher that predicts classes"),
+        ({"teacher": "oracle"}, "unknown teacher 'oracle'; valid: cnn, vit, text"),
+    ],
+)
+def test_bad_settings_are_named(overrides: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(tiny(overrides))
+
+
+def test_full_size_has_the_recomputed_115_million_parameters_and_takes_a_step() -> None:
+    config = resolve("shre", "full", {"teacher": "timm-random:resnet50", "text.start": ""})
+    method = build(config)
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    assert round(count(method.image_encoder) / 1e6, 1) == 43.1
+    assert round(count(method.text_encoder) / 1e6, 1) == 66.4
+    assert round(count(method.shared) / 1e6, 1) == 5.5
+    assert round(count(method) / 1e6, 1) == 115.0
+    batch = a_batch(config, size=2)
+    optimiser = torch.optim.SGD(method.parameters(), lr=1e-3)
+    with torch.no_grad():
+        targets = method.targets(batch)
+    assert targets["class_logits"].shape == (2, 1000)
+    before = method.shared.expand.weight.detach().clone()
+    terms = method.losses(batch, targets, progress=0.0)
+    sum(config.weights[name] * term for name, term in terms.items()).backward()
+    optimiser.step()
+    assert all(math.isfinite(float(term)) for term in terms.values())
+    assert not torch.equal(before, method.shared.expand.weight)

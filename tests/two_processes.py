@@ -1,0 +1,96 @@
+"""What `test_distributed.py` runs in two processes and in one: `two_processes.py RANK FOLDER`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from mmkd_lite.losses import image_text_contrast, info_nce
+
+WORLD, ROWS, WIDTH, BANK = 2, 3, 6, 4
+IDS = torch.tensor([4, 1, 2, 1, 4, 3])  # equal ids both within and across processes
+
+
+class Towers(nn.Module):
+    """Two linear towers with a learnable scale, stored as its logarithm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        numbers = torch.randn(2, WIDTH, WIDTH, generator=generator, dtype=torch.float64)
+        self.image, self.text = nn.Parameter(numbers[0]), nn.Parameter(numbers[1])
+        self.log_scale = nn.Parameter(torch.tensor(math.log(7.0), dtype=torch.float64))
+
+    def forward(self, image, text):
+        sides = image @ self.image, text @ self.text
+        return *(F.normalize(side, dim=-1) for side in sides), self.log_scale.exp()
+
+
+def data() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    numbers = torch.randn(2, WORLD * ROWS, WIDTH, generator=generator, dtype=torch.float64)
+    bank = torch.randn(2, BANK, WIDTH, generator=generator, dtype=torch.float64)
+    return {"inputs": numbers, "bank": F.normalize(bank, dim=-1)}
+
+
+def contrast(image, text, scale, ids, bank):
+    return image_text_contrast(image, text, scale, chunk_size=2)
+
+
+def contrast_with_everything(image, text, scale, ids, bank):
+    bias = torch.tensor([0.0, -0.5, -torch.inf, -2.0], dtype=torch.float64)
+    return image_text_contrast(
+        image, text, scale, bank_image=bank[0], bank_text=bank[1], bank_bias_text=bias,
+        image_id=ids, bank_id=torch.tensor([1, 8, 9, 4]), chunk_size=2,
+    )  # fmt: skip
+
+
+def one_direction(image, text, scale, ids, bank):
+    return info_nce(text, image, scale, bank=bank[0], query_id=ids, key_id=ids)
+
+
+CASES = {case.__name__: case for case in (contrast, contrast_with_everything, one_direction)}
+
+
+def run(model, rows: slice) -> dict[str, torch.Tensor]:
+    """Return the loss and all gradients of every case, computed from the given rows."""
+    pairs, bank, results = data()["inputs"][:, rows], data()["bank"], {}
+    for name, case in CASES.items():
+        model.zero_grad(set_to_none=True)
+        loss = case(*model(pairs[0], pairs[1]), IDS[rows], bank)
+        loss.backward()
+        results[f"{name}.loss"] = loss.detach()
+        for parameter, values in getattr(model, "module", model).named_parameters():
+            assert values.grad is not None
+            results[f"{name}.{parameter}"] = values.grad.clone()
+    return results
+
+
+def refusal(rank: int) -> str:
+    """Return the error of processes that bring different batch sizes."""
+    rows = F.normalize(torch.ones(2 + rank, WIDTH), dim=-1)
+    try:
+        image_text_contrast(rows, rows, 7.0)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD)
+    model = nn.parallel.DistributedDataParallel(Towers())
+    save_file(run(model, slice(rank * ROWS, (rank + 1) * ROWS)), folder / f"{rank}.safetensors")
+    (folder / f"{rank}.txt").write_text(refusal(rank))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
