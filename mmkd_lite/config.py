@@ -278,11 +278,15 @@ def _with(node: Any, key: str, value: Any, path: str = "") -> Any:
     current = getattr(node, head)
     if isinstance(current, dict) and rest:
         if rest not in current:
-            raise ValueError(f"unknown loss {rest!r} in {where!r}; valid losses: {', '.join(current)}")
+            raise ValueError(
+                f"unknown loss {rest!r} in {where!r}; valid losses: {', '.join(current)}"
+            )
         return replace(node, **{head: {**current, rest: _coerce(where, float, value)}})
     if is_dataclass(current):
         if not rest:
-            raise ValueError(f"{where!r} is a group of settings; name one, e.g. {where}.{fields(current)[0].name}")
+            raise ValueError(
+                f"{where!r} is a group of settings; name one, e.g. {where}.{fields(current)[0].name}"
+            )
         return replace(node, **{head: _with(current, rest, value, where)})
     if rest:
         raise ValueError(f"{where!r} is a single value and has no part {rest!r}")
@@ -295,7 +299,7 @@ def _plain_type(owner: type, name: str, current: Any) -> type:
     return hint if isinstance(hint, type) else type(current)
 
 
-def _coerce(where: str, kind: type, value: Any) -> Any:
+def _coerce(where: str, kind: Any, value: Any) -> Any:
     """Convert `value` to `kind` without guessing: no float where an int is due, no text where a number is due."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -317,7 +321,9 @@ def check(config: RunConfig) -> None:
     for side in ("image", "text"):
         tower: TowerConfig = getattr(config, side)
         if tower.width % tower.heads:
-            raise ValueError(f"{side}.heads={tower.heads} does not divide {side}.width={tower.width}")
+            raise ValueError(
+                f"{side}.heads={tower.heads} does not divide {side}.width={tower.width}"
+            )
         if tower.norm not in ("pre", "post"):
             raise ValueError(f"{side}.norm={tower.norm!r} must be 'pre' or 'post'")
         if tower.positions not in ("learned", "fixed"):
@@ -331,9 +337,13 @@ def check(config: RunConfig) -> None:
     if not 0.0 <= config.data.noise <= 1.0:
         raise ValueError(f"data.noise={config.data.noise} must lie in [0, 1]")
     if config.train.batch_size < 1 or config.train.steps < 1 or config.train.checkpoint_every < 1:
-        raise ValueError("train.batch_size, train.steps and train.checkpoint_every must be at least 1")
+        raise ValueError(
+            "train.batch_size, train.steps and train.checkpoint_every must be at least 1"
+        )
     if config.train.precision not in ("no", "fp16", "bf16"):
-        raise ValueError(f"train.precision={config.train.precision!r} must be 'no', 'fp16' or 'bf16'")
+        raise ValueError(
+            f"train.precision={config.train.precision!r} must be 'no', 'fp16' or 'bf16'"
+        )
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -365,7 +375,9 @@ def _from_plain(kind: type, values: Mapping[str, Any], where: str) -> Any:
     known = {f.name: f for f in fields(kind)}
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(f"{where} has unknown settings: {', '.join(unknown)}; valid: {', '.join(known)}")
+        raise ValueError(
+            f"{where} has unknown settings: {', '.join(unknown)}; valid: {', '.join(known)}"
+        )
     missing = [n for n, f in known.items() if n not in values and _has_no_default(f)]
     if missing:
         raise ValueError(f"{where} lacks settings: {', '.join(missing)}")

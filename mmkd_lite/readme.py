@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmkd_lite.comparison import read_comparison
 from mmkd_lite.report import HEADLINE, title_of
 from mmkd_lite.reproduce import find_notebooks
-from mmkd_lite.results import read_results, results_table
+from mmkd_lite.results import mean_and_interval, read_results, results_table
 from mmkd_lite.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ PICTURE_BYTES = 200_000
 """Largest size of the picture."""
 
 SCENES = 12
+"""Scenes in the picture."""
+
+COMPARED = ("shre:both", "shre:contrast_only", "shre:kl_only")
+"""Variants whose committed comparison the picture shows."""
+
+RECALLS = ("composition.i2t_r1", "composition.i2t_r5", "composition.i2t_r10")
 
 
 def write_table(root: Path) -> None:
@@ -121,8 +128,27 @@ def _scenes() -> Figure:
 
 
 def _comparison(root: Path) -> Figure | None:
-    """Return the committed comparison as bars with intervals, None before there is one."""
-    return None
+    """Return the committed comparison at laptop scale as bars, None before there is one."""
+    from mmkd_lite.plotting import bars
+
+    try:
+        found = read_comparison(COMPARED, folder=root / "data" / "results")
+    except FileNotFoundError:
+        return None
+    cells = {
+        label: [mean_and_interval(list(found.values(label, key).values())) for key in RECALLS]
+        for label in COMPARED
+    }
+    chance = [key.replace(".", ".chance_") for key in RECALLS]
+    seeds = len(found.records[COMPARED[0]])
+    return bars(
+        {label: [cell.mean for cell in row] for label, row in cells.items()},
+        half_width={label: [cell.high - cell.mean for cell in row] for label, row in cells.items()},
+        chance=[next(iter(found.values(COMPARED[0], key).values())) for key in chance],
+        groups=("R@1", "R@5", "R@10"),
+        label="per cent of pictures",
+        title=f"Pictures that find a caption of theirs (mean of {seeds} seeds, 95 % intervals)",
+    )
 
 
 def _pixels(figure: Figure) -> Image.Image:

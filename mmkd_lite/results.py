@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mmkd_lite.intervals import (
+    NOT_SHOWN,
+    SHOWN,
+    UNCLEAR,
     Interval,
     PairedDifference,
     mean_and_interval,
@@ -27,6 +30,9 @@ from mmkd_lite.storage import canonical_json, read_json, sha256_of_bytes, write_
 RESULTS_FOLDER = Path(__file__).resolve().parents[1] / "data" / "results"
 
 __all__ = [
+    "NOT_SHOWN",
+    "SHOWN",
+    "UNCLEAR",
     "Interval",
     "PairedDifference",
     "cell_text",

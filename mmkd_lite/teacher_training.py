@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors.torch import save
 from torch import Tensor
 
 from mmkd_lite.config import RunConfig, resolve, to_dict
-from mmkd_lite.storage import sha256_of_file, write_atomic, write_json
+from mmkd_lite.storage import read_json, sha256_of_file, write_atomic, write_json
 from mmkd_lite.teachers import IMAGE_SIZE, TEACHERS_FOLDER, Teacher, load_teacher, manifest
 
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,7 +45,13 @@ def recipe(
     if name not in RECIPES:
         raise ValueError(f"unknown teacher {name!r}; valid: {', '.join(RECIPES)}")
     method, settings = RECIPES[name]
-    return resolve(method, "laptop", {"data.image_size": IMAGE_SIZE, **settings, **(overrides or {})}, seed=seed, out_dir=out_dir)
+    return resolve(
+        method,
+        "laptop",
+        {"data.image_size": IMAGE_SIZE, **settings, **(overrides or {})},
+        seed=seed,
+        out_dir=out_dir,
+    )
 
 
 def train_teacher(name: str, seed: int = 0, folder: Path = TEACHERS_FOLDER) -> dict[str, Any]:
@@ -58,7 +64,8 @@ def train_teacher(name: str, seed: int = 0, folder: Path = TEACHERS_FOLDER) -> d
 
     config = recipe(name, seed)
     run = fit(config)
-    state = {key: _half(value) for key, value in run.load_method().model.state_dict().items()}
+    trained: Any = run.load_method()
+    state = {key: _half(value) for key, value in trained.model.state_dict().items()}
     path = folder / f"{name}.safetensors"
     write_atomic(path, save(state))
     record = {
@@ -69,11 +76,25 @@ def train_teacher(name: str, seed: int = 0, folder: Path = TEACHERS_FOLDER) -> d
         "seconds": round(run.seconds, 1),
         "config": to_dict(config),
     }
-    known = json.loads((folder / "manifest.json").read_text()) if (folder / "manifest.json").exists() else {}
-    write_json(folder / "manifest.json", {**known, name: record})
-    manifest.cache_clear()
-    record["scores"] = score(load_teacher(name))
-    write_json(folder / "manifest.json", {**known, name: record})
+    _record(name, record, folder)
+    return score_teacher(name, folder)
+
+
+def score_teacher(name: str, folder: Path = TEACHERS_FOLDER) -> dict[str, Any]:
+    """Score the stored file of a teacher and put the scores into `manifest.json`.
+
+    Returns:
+        The teacher's record.
+    """
+    scores = score(load_teacher(name))
+    return _record(name, {**manifest(folder)[name], "scores": scores}, folder)
+
+
+def _record(name: str, record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    with FileLock(folder / ".manifest.lock"):
+        known = read_json(path) if path.exists() else {}
+        write_json(path, {**known, name: record})
     manifest.cache_clear()
     return record
 
@@ -85,7 +106,9 @@ def _half(value: Tensor) -> Tensor:
 def score(teacher: Teacher, pictures: int = PICTURES) -> dict[str, dict[str, float]]:
     """Measure a teacher: accuracies under the named splits and shifts, or masked-word accuracy; in per cent."""
     if teacher.classes:
-        return {name: classifier_score(teacher, pictures, **shift) for name, shift in SHIFTS.items()}
+        return {
+            name: classifier_score(teacher, pictures, **shift) for name, shift in SHIFTS.items()
+        }
     return {"composition": masked_word_score(teacher, pictures)}
 
 
@@ -102,7 +125,7 @@ def classifier_score(
     data = EmojiPictures(IMAGE_SIZE, split, artist=artist, shift=shift)
     fine_hits, coarse_hits, fine_labels, coarse_labels = 0, 0, [], []
     to_group = torch.zeros(teacher.classes, int(labels("coarse").max()) + 1)  # (C, groups)
-    to_group[labels("fine"), labels("coarse")] = 1.0
+    to_group[torch.tensor(labels("fine")), torch.tensor(labels("coarse"))] = 1.0
     for first in range(0, pictures, 250):
         drawn = data.batch(range(first, min(first + 250, pictures)))
         logits = teacher.class_logits(torch.as_tensor(drawn["image"]).float() / 255)
@@ -125,7 +148,7 @@ def _majority(labels: Tensor) -> float:
 
 
 def masked_word_score(teacher: Teacher, captions: int) -> dict[str, float]:
-    """Return the share of hidden words of held-out captions that are guessed, beside the commonest word, in per cent."""
+    """Return the share of hidden words of held-out captions that are guessed, in per cent."""
     from mmkd_lite.methods.masked_words import MaskedCaptions
 
     data = MaskedCaptions(recipe("text"), split="composition")
@@ -152,12 +175,17 @@ def teachers_command(arguments: Sequence[str]) -> int:
         prog="python -m mmkd_lite teachers",
         description="Train, score and store the shipped teachers; an interrupted training goes on where it was.",
     )
-    parser.add_argument("names", nargs="*", help=f"some of: {', '.join(RECIPES)}; all when left out")
+    parser.add_argument(
+        "names", nargs="*", help=f"some of: {', '.join(RECIPES)}; all when left out"
+    )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--score", action="store_true", help="only score the stored files again")
     chosen = parser.parse_args(arguments)
     for name in chosen.names or list(RECIPES):
-        record = train_teacher(name, chosen.seed)
+        record = score_teacher(name) if chosen.score else train_teacher(name, chosen.seed)
         print(f"{name}: {record['bytes'] / 1e6:.2f} MB, {record['seconds']:.0f} s of training")
         for row, values in record["scores"].items():
-            print(f"   {row:<14}" + "  ".join(f"{key} {value:.1f}" for key, value in values.items()))
+            print(
+                f"   {row:<14}" + "  ".join(f"{key} {value:.1f}" for key, value in values.items())
+            )
     return 0

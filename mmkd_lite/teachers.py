@@ -40,6 +40,8 @@ class Teacher(nn.Module):
     Derived in notebooks/05_teachers.ipynb.
     """
 
+    model: Any
+
     def __init__(self, name: str, model: nn.Module, classes: int = 0, image_size: int = 0) -> None:
         super().__init__()
         self.name, self.model, self.classes, self.image_size = name, model, classes, image_size
@@ -58,7 +60,9 @@ class Teacher(nn.Module):
             ValueError: the teacher has no classes.
         """
         if not self.classes:
-            raise ValueError(f"teacher {self.name!r} predicts no classes; use one of: cnn, vit, timm:NAME")
+            raise ValueError(
+                f"teacher {self.name!r} predicts no classes; use one of: cnn, vit, timm:NAME"
+            )
         return self.model(self.fit_size(images))
 
     @torch.no_grad()
@@ -71,7 +75,9 @@ class Teacher(nn.Module):
         if not self.image_size or images.shape[-1] == self.image_size:
             return images
         size = (self.image_size, self.image_size)
-        return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return F.interpolate(
+            images, size=size, mode="bilinear", antialias=True, align_corners=False
+        )
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the weights, the class count and the input size: the key of cached targets."""
@@ -125,7 +131,8 @@ def load_teacher(name: str, *, seed: int = 0) -> Teacher:
             timm_model = TimmClassifier(architecture, pretrained=kind == "timm")
             return Teacher(name, timm_model, timm_model.encoder.num_classes)
     raise ValueError(
-        f"unknown teacher {name!r}; valid: {', '.join(SHIPPED)}, random-{{{','.join(SHIPPED)}}}, timm:NAME, timm-random:NAME"
+        f"unknown teacher {name!r}; valid: {', '.join(SHIPPED)}, random-NAME for one of these with "
+        "random weights, timm:NAME, timm-random:NAME"
     )
 
 
@@ -138,7 +145,9 @@ def manifest(folder: Path = TEACHERS_FOLDER) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     if not path.exists():
-        raise FileNotFoundError(f"no shipped teachers in {folder.name}/; make them with: python -m mmkd_lite teachers")
+        raise FileNotFoundError(
+            f"no shipped teachers in {folder.name}/; make them with: python -m mmkd_lite teachers"
+        )
     return read_json(path)
 
 

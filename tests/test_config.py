@@ -39,7 +39,9 @@ def test_environment_beats_the_argument(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_round_trip_through_json() -> None:
-    config = resolve("shre", "laptop", {"options.fusion": "transformer", "options.contrast_layers": 1}, seed=3)
+    config = resolve(
+        "shre", "laptop", {"options.fusion": "transformer", "options.contrast_layers": 1}, seed=3
+    )
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
@@ -66,7 +68,10 @@ def test_configuration_is_frozen() -> None:
     [
         (("nothing", "tiny"), "unknown method 'nothing'; valid methods: shre"),
         (("shre", "huge"), "unknown scale 'huge'; valid scales: tiny, laptop, full"),
-        (("shre", "tiny", "train.stepz=3"), "unknown setting 'train.stepz'; valid here: batch_size, steps"),
+        (
+            ("shre", "tiny", "train.stepz=3"),
+            "unknown setting 'train.stepz'; valid here: batch_size, steps",
+        ),
         (("shre", "tiny", "train.steps"), "has no '='"),
         (("shre", "tiny", "train.steps=many"), "train.steps must be of type int"),
         (("shre", "tiny", "train.steps=2.5"), "train.steps must be of type int"),
@@ -98,7 +103,10 @@ def test_from_dict_names_unknown_and_missing_fields() -> None:
 
 
 def test_differing_fields_are_dotted() -> None:
-    a, b = to_dict(resolve("shre", "tiny")), to_dict(resolve("shre", "tiny", "train.steps=9", seed=1))
+    a, b = (
+        to_dict(resolve("shre", "tiny")),
+        to_dict(resolve("shre", "tiny", "train.steps=9", seed=1)),
+    )
     assert differing_fields(a, b) == ["seed", "train.steps"]
     assert differing_fields(a, a) == []
 

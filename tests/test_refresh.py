@@ -6,8 +6,10 @@ import nbformat
 import pytest
 
 from mmkd_lite import readme
+from mmkd_lite.comparison import file_stem
 from mmkd_lite.notebook import repository_root
 from mmkd_lite.refresh import normalise, refresh, unfit_outputs, with_out_dir
+from mmkd_lite.results import write_result
 
 PARAMETERS = 'SCALE = "laptop"\nOUT_DIR = ""'
 REPORTS = """\
@@ -132,3 +134,23 @@ def test_the_picture_is_small():
     picture = repository_root() / readme.PICTURE
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert picture.stat().st_size < readme.PICTURE_BYTES
+
+
+def test_the_picture_shows_the_committed_comparison_with_its_intervals(tmp_path):
+    assert readme._comparison(tmp_path) is None
+    for level, label in enumerate(readme.COMPARED, 1):
+        for seed in range(5):
+            recalls = {f"i2t_r{k}": 10.0 * level + k + seed for k in (1, 5, 10)}
+            chances = {f"chance_i2t_r{k}": 0.1 * k for k in (1, 5, 10)}
+            write_result(
+                file_stem(label, "laptop", seed),
+                configuration={},
+                metrics={"composition": recalls | chances},
+                seed=seed,
+                seconds=1.0,
+                folder=tmp_path / "data" / "results",
+            )
+    axes = readme._comparison(tmp_path).axes[0]
+    heights = sorted(bar.get_height() for bar in axes.patches)
+    assert heights == [10.0 * level + k + 2 for level in (1, 2, 3) for k in (1, 5, 10)]
+    assert "5 seeds" in axes.get_title()

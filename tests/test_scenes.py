@@ -14,7 +14,7 @@ from mmkd_lite.data.scenes import EmojiScenes, gallery
 from mmkd_lite.data.world import meaning_keys
 
 CONFIG = DataConfig()
-CHECKSUM = "3322fea53d9fd32abe440ead0a88a1ef5ff62d351b575676fe0acf41d6c29244"
+CHECKSUM = "1956fad467423c7259ada238d002735648ca8b619f09640ffe4a6be5c062c423"
 
 
 @pytest.fixture(scope="module")

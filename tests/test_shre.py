@@ -43,7 +43,9 @@ def code_3(method: SHRe, batch: dict[str, Tensor]) -> dict[str, float]:
     def kl(student: Tensor) -> float:
         total = 0.0
         for p_row, q_row in zip(teacher, student.softmax(-1), strict=True):
-            total += sum(float(p) * math.log(float(p) / float(q)) for p, q in zip(p_row, q_row, strict=True))
+            total += sum(
+                float(p) * math.log(float(p) / float(q)) for p, q in zip(p_row, q_row, strict=True)
+            )
         return total / size
 
     contrast = 0.0
@@ -51,8 +53,12 @@ def code_3(method: SHRe, batch: dict[str, Tensor]) -> dict[str, float]:
         cosines = F.cosine_similarity(image_layer[:, None], text_layer[None], dim=-1)
         logits = scale.log_scale.exp() * cosines
         for i in range(size):
-            contrast -= math.log(math.exp(logits[i, i]) / sum(math.exp(x) for x in logits[i])) / (2 * size)
-            contrast -= math.log(math.exp(logits[i, i]) / sum(math.exp(x) for x in logits[:, i])) / (2 * size)
+            contrast -= math.log(math.exp(logits[i, i]) / sum(math.exp(x) for x in logits[i])) / (
+                2 * size
+            )
+            contrast -= math.log(
+                math.exp(logits[i, i]) / sum(math.exp(x) for x in logits[:, i])
+            ) / (2 * size)
     return {"kl_image": kl(image[2]), "kl_text": kl(text[2]), "contrast": contrast / 3}
 
 
@@ -75,14 +81,18 @@ def test_every_variant_trains_every_parameter_it_uses_and_no_teacher(variant: st
     batch = a_batch(config)
     terms = method.losses(batch, method.targets(batch), progress=0.0)
     sum(config.weights[name] * term for name, term in terms.items()).backward()
-    idle = {name for name, p in method.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+    idle = {
+        name for name, p in method.named_parameters() if p.grad is None or not p.grad.abs().sum()
+    }
     expected_idle = {f"scales.{k}.log_scale" for k in range(3)} if variant == "kl_only" else set()
     if variant == "contrast_only":
         expected_idle = set()
     unexpected = {name for name in idle - expected_idle if "key" not in name}
     assert not unexpected
     assert all(not p.requires_grad and p.grad is None for p in method.teacher.parameters())
-    assert all(torch.equal(before[name], value) for name, value in method.teacher.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in method.teacher.state_dict().items()
+    )
 
 
 def test_teacher_is_outside_the_module_tree_and_stays_in_eval_mode() -> None:
@@ -96,7 +106,11 @@ def test_teacher_is_outside_the_module_tree_and_stays_in_eval_mode() -> None:
 def test_build_is_deterministic_and_leaves_the_random_state_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first, second, other = build(tiny()), build(tiny()), build(resolve("shre", "tiny", "teacher=random-cnn", seed=1))
+    first, second, other = (
+        build(tiny()),
+        build(tiny()),
+        build(resolve("shre", "tiny", "teacher=random-cnn", seed=1)),
+    )
     assert torch.equal(torch.get_rng_state(), state)
     same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
     assert all(same)

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -165,14 +167,22 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path: Path) -
     (tmp_path / "finished.json").unlink()
     with pytest.raises(ValueError, match=r"train\.base_lr"):
         fit_toy(tmp_path, train__base_lr=0.1)
+    other = to_dict(toy_config(tmp_path, train__base_lr=0.1))
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"train\.base_lr"):
+        fit_toy(tmp_path, train__base_lr=0.1)
+    (tmp_path / "config.json").unlink()
     assert bytes_of(run) == before
     moved, method = fit_toy(shutil.move(tmp_path, tmp_path.with_name("moved")))
     assert method.calls == [] and bytes_of(moved) == before
 
 
 def test_nan_stops_the_run_and_names_step_terms_and_checkpoint(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    method = ToyMethod(config, Switches(nan_at=8))
     with pytest.raises(FloatingPointError) as caught:
-        fit_toy(tmp_path, Switches(nan_at=8))
+        fit(config, method=method, pairs=ToyPairs())
+    assert all(torch.isfinite(value).all() for value in method.state_dict().values())
     message = str(caught.value)
     assert "step 8 " in message and "regression=nan" in message and "contrast=2." in message
     assert "step-00000006" in message
@@ -246,6 +256,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_run_stays_resumable(
     monkeypatch.setattr(ToyMethod, "losses", losses)
     with pytest.raises(KeyboardInterrupt):
         fit_toy(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.setattr(ToyMethod, "losses", root)
     assert run_is_whole(tmp_path)
 
@@ -320,6 +331,14 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"device='{missing}' is not available"):
         fit(config, method=ToyMethod(config), pairs=ToyPairs())
     assert fit_toy(tmp_path)[0].finished  # and the refusal does not stick to the Python process
+
+
+def test_an_accelerator_made_before_does_not_decide(tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # other tests made one, too
+    earlier = Accelerator(cpu=True, mixed_precision="bf16")
+    assert earlier.mixed_precision == "bf16"
+    run, method = fit_toy(tmp_path)
+    assert method.seen.dtype == torch.float32 and run.finished
 
 
 def test_log_every_thins_the_metrics_but_keeps_the_last_step(tmp_path: Path) -> None:

@@ -45,7 +45,16 @@ RELATION_PHRASES = (
 _THIRD_PHRASES = ("to the left of them", "to the right of them", "above them", "below them")
 _BOTH_PHRASES = ("both left of", "both right of", "both above", "both below")
 _OPENINGS = ("", "", "there is ", "a picture of ", "we see ")
-_BACKGROUND_PHRASES = ("on a {} background", "on {}", "against a {} background", "in front of {}")
+_BACKGROUND_WORDINGS = 4
+_BACKGROUND_PHRASES = [
+    (
+        f"on {with_article('background', name)}",
+        f"on {name}",
+        f"against {with_article('background', name)}",
+        f"in front of {name}",
+    )
+    for name in BACKGROUND_NAMES
+]
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ def _decide(layout: Layout, u: np.ndarray, shares: np.ndarray) -> tuple[Meaning,
         relation=np.where(said, relation, NO_RELATION),
         background=np.where(u[:, 9] < BACKGROUND_SHARE, layout.background, -1),
     )
-    style = [pick(u[:, 10], len(_OPENINGS)), pick(u[:, 11], len(_BACKGROUND_PHRASES))]
+    style = [pick(u[:, 10], len(_OPENINGS)), pick(u[:, 11], _BACKGROUND_WORDINGS)]
     return meaning, np.stack([*style, pick(u[:, 12], 2)], axis=1)
 
 
@@ -210,5 +219,5 @@ def _sentence(
                 text = f"{text}, {_BOTH_PHRASES[INVERSE[third]]} {nouns[2]}"
     text = _OPENINGS[opening] + text
     if background >= 0:
-        text = f"{text} {_BACKGROUND_PHRASES[backdrop].format(BACKGROUND_NAMES[background])}"
+        text = f"{text} {_BACKGROUND_PHRASES[background][backdrop]}"
     return text

@@ -17,9 +17,9 @@ from mmkd_lite.data.render import SPRITE_SIZE, placement, put_over
 from mmkd_lite.data.sprites import fit_square, sprites
 
 SHIFTS = ("none", "near", "far")
-NEAR_HUE_DEGREES = (25.0, 50.0)  # training: 0
-NEAR_ROTATION_DEGREES = (20.0, 40.0)  # training: 0
-NEAR_CONTRAST = (0.45, 0.70)  # training: 1
+NEAR_HUE_DEGREES = (8.0, 20.0)  # training: 0
+NEAR_ROTATION_DEGREES = (6.0, 15.0)  # training: 0
+NEAR_CONTRAST = (0.70, 0.85)  # training: 1
 
 
 def _signed(u: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -75,16 +75,19 @@ def measure_here(name: str, batch: int, width: int, folder: Path) -> None:
     warm_up = pairs(256, width)
     torch.autograd.backward(function(*warm_up))
     inputs = pairs(batch, width)
-    memory, start = psutil.Process().memory_info().rss, time.perf_counter()
+    memory = psutil.Process().memory_info().rss
+    start, cpu_start = time.perf_counter(), time.process_time()
     value = function(*inputs)
     torch.autograd.backward(value)
-    seconds, extra = time.perf_counter() - start, extra_memory(memory)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    extra = extra_memory(memory)
     results = {"value": value.detach()}
     for key, tensor in zip(("image", "text", "scale"), inputs, strict=True):
         assert tensor.grad is not None
         results[key] = tensor.grad
     save_file(results, folder / f"{name}.safetensors")
-    figures = {"seconds": seconds, "extra_bytes": extra, "threads": torch.get_num_threads()}
+    figures = {"seconds": seconds, "cpu_seconds": cpu_seconds, "extra_bytes": extra}
+    figures["threads"] = torch.get_num_threads()
     (folder / f"{name}.json").write_text(json.dumps(figures))
 
 
@@ -117,7 +120,8 @@ def compare(batch: int, width: int, repeats: int) -> dict[str, Any]:
                 for _ in range(repeats)]  # fmt: skip
         row |= deviations(folder)
     for kind in IMPLEMENTATIONS:
-        row[f"{kind}_seconds"] = min(run[kind]["seconds"] for run in runs)
+        for figure in ("seconds", "cpu_seconds"):
+            row[f"{kind}_{figure}"] = min(run[kind][figure] for run in runs)
         row[f"{kind}_extra_bytes"] = max(run[kind]["extra_bytes"] for run in runs)
     row["speed_up"] = row["plain_seconds"] / row["streaming_seconds"]
     row["memory_ratio"] = row["plain_extra_bytes"] / max(row["streaming_extra_bytes"], 1)

@@ -5,6 +5,10 @@ from mmkd_lite.methods.masked_words import MaskedWords
 from mmkd_lite.methods.shre import SHRe
 from mmkd_lite.methods.supervised import Supervised
 
-METHODS: dict[str, type[Method]] = {"shre": SHRe, "supervised": Supervised, "masked_words": MaskedWords}
+METHODS: dict[str, type[Method]] = {
+    "shre": SHRe,
+    "supervised": Supervised,
+    "masked_words": MaskedWords,
+}
 
 __all__ = ["METHODS", "MaskedWords", "Method", "SHRe", "Supervised", "build"]

@@ -56,9 +56,13 @@ class Method(nn.Module):
     def before_step(self, progress: float) -> None:
         """Do what comes before the forward pass: schedules, momentum updates. `progress` runs from 0 to 1."""
 
-    def losses(self, batch: Batch, targets: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+    def losses(
+        self, batch: Batch, targets: dict[str, Tensor], progress: float
+    ) -> dict[str, Tensor]:
         """Return the unweighted loss terms by name, each a 0-d tensor."""
-        raise NotImplementedError(f"{type(self).__name__} must define losses(batch, targets, progress)")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define losses(batch, targets, progress)"
+        )
 
     def after_step(self) -> None:
         """Do what comes after the optimiser's step: clamp scales, enqueue, update codebooks."""

@@ -38,8 +38,17 @@ class MaskedWords(Method):
     Options = MaskedWordsOptions
     default_weights: ClassVar[dict[str, float]] = {"masked_words": 1.0}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "laptop": {"image.start": "", "text.start": "", "train.batch_size": 128, "train.base_lr": 8e-3, "train.weight_decay": 0.05, "train.checkpoint_every": 200},
+        "laptop": {
+            "image.start": "",
+            "text.start": "",
+            "train.batch_size": 128,
+            "train.base_lr": 8e-3,
+            "train.weight_decay": 0.05,
+            "train.checkpoint_every": 200,
+        },
     }
+
+    model: Any
 
     def __init__(self, config: RunConfig, teacher: Teacher | None = None) -> None:
         super().__init__(config, None)
@@ -50,11 +59,17 @@ class MaskedWords(Method):
         """Return the stream of masked captions."""
         return MaskedCaptions(config)
 
-    def losses(self, batch: Batch, targets: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+    def losses(
+        self, batch: Batch, targets: dict[str, Tensor], progress: float
+    ) -> dict[str, Tensor]:
         """Return `masked_words`, the cross-entropy of the hidden tokens."""
         hidden = self.model.encoder(batch["tokens"])
         chosen = batch["chosen"]
-        return {"masked_words": F.cross_entropy(self.model.predict(hidden[chosen]), batch["original"][chosen])}
+        return {
+            "masked_words": F.cross_entropy(
+                self.model.predict(hidden[chosen]), batch["original"][chosen]
+            )
+        }
 
 
 class MaskedCaptions:
@@ -75,8 +90,12 @@ class MaskedCaptions:
         """Return `tokens` with [MASK], `original` and `chosen`, each (B, M)."""
         first = (step * world + rank) * batch_size
         captions = [self.scenes.captions(i)[i % 5] for i in range(first, first + batch_size)]
-        original = without_padding_columns(self.tokenizer.encode(captions, self.config.data.max_tokens))
-        return mask_words(original, self.config.options.masked, self.tokenizer, self.config.seed + first)
+        original = without_padding_columns(
+            self.tokenizer.encode(captions, self.config.data.max_tokens)
+        )
+        return mask_words(
+            original, self.config.options.masked, self.tokenizer, self.config.seed + first
+        )
 
 
 def mask_words(tokens: Tensor, share: float, tokenizer: Any, seed: int) -> Batch:
@@ -89,9 +108,14 @@ def mask_words(tokens: Tensor, share: float, tokenizer: Any, seed: int) -> Batch
         seed: of the choice.
     """
     generator = torch.Generator().manual_seed(seed)
-    special = (tokens == tokenizer.pad_id) | (tokens == tokenizer.cls_id) | (tokens == tokenizer.sep_id)
+    special = (
+        (tokens == tokenizer.pad_id) | (tokens == tokenizer.cls_id) | (tokens == tokenizer.sep_id)
+    )
     draw = torch.rand(tokens.shape, generator=generator).masked_fill(special, 2.0)
     chosen = (draw < share) | (draw == draw.min(dim=1, keepdim=True).values)
     chosen &= ~special
-    return {"tokens": tokens.masked_fill(chosen, tokenizer.mask_id), "original": tokens, "chosen": chosen}
-
+    return {
+        "tokens": tokens.masked_fill(chosen, tokenizer.mask_id),
+        "original": tokens,
+        "chosen": chosen,
+    }

@@ -73,13 +73,16 @@ class SHRe(Method):
             )
         width = config.image.width
         self.image_encoder, self.text_encoder = build_towers(config)
-        self.shared: nn.Module
+        self.shared: Any
         if options.fusion == "mlp":
-            self.shared, outputs = SharedMLP(width, options.hidden_ratio * width, teacher.classes), 3
+            self.shared, outputs = (
+                SharedMLP(width, options.hidden_ratio * width, teacher.classes),
+                3,
+            )
         elif options.fusion == "transformer":
             self.shared = SharedTransformer(width, config.image.heads, options.hidden_ratio)
             outputs = 2
-            self.class_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, teacher.classes))
+            self.class_head: Any = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, teacher.classes))
         else:
             raise ValueError(f"options.fusion={options.fusion!r} must be 'mlp' or 'transformer'")
         if not 1 <= options.contrast_layers <= outputs:
@@ -87,20 +90,25 @@ class SHRe(Method):
                 f"options.contrast_layers={options.contrast_layers} must be 1 to {outputs} "
                 f"for fusion={options.fusion!r}"
             )
-        self.scales = nn.ModuleList(ContrastScale() for _ in range(options.contrast_layers))
+        self.scales: Any = nn.ModuleList(ContrastScale() for _ in range(options.contrast_layers))
 
     def targets(self, batch: Batch) -> dict[str, Tensor]:
         """Return the teacher's class logits (B, C) for the images."""
         assert self.teacher is not None
         return {"class_logits": self.teacher.class_logits(batch["image"])}
 
-    def losses(self, batch: Batch, targets: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+    def losses(
+        self, batch: Batch, targets: dict[str, Tensor], progress: float
+    ) -> dict[str, Tensor]:
         """Return `kl_image`, `kl_text` and `contrast` (the mean over the contrasted layers)."""
         image_layers, image_logits = self.shared_image(batch["image"])
         text_layers, text_logits = self.shared_text(batch["tokens"])
         contrasts = [
             image_text_contrast(
-                F.normalize(image, dim=-1), F.normalize(text, dim=-1), scale.value(), image_id=batch["image_id"]
+                F.normalize(image, dim=-1),
+                F.normalize(text, dim=-1),
+                scale.value(),
+                image_id=batch["image_id"],
             )
             for image, text, scale in zip(image_layers, text_layers, self.scales, strict=True)
         ]

@@ -41,9 +41,18 @@ class Supervised(Method):
     Options = SupervisedOptions
     default_weights: ClassVar[dict[str, float]] = {"cross_entropy": 1.0}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "laptop": {"image.start": "", "text.start": "", "train.batch_size": 128, "train.base_lr": 8e-3, "train.weight_decay": 0.05, "train.checkpoint_every": 200},
+        "laptop": {
+            "image.start": "",
+            "text.start": "",
+            "train.batch_size": 128,
+            "train.base_lr": 8e-3,
+            "train.weight_decay": 0.05,
+            "train.checkpoint_every": 200,
+        },
     }
     variants: ClassVar[dict[str, dict[str, Any]]] = {"cnn": {}, "vit": {"options.backbone": "vit"}}
+
+    model: Any
 
     def __init__(self, config: RunConfig, teacher: Teacher | None = None) -> None:
         super().__init__(config, None)
@@ -57,7 +66,9 @@ class Supervised(Method):
         """Return the stream of labelled training pictures."""
         return LabelledPictures(config)
 
-    def losses(self, batch: Batch, targets: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+    def losses(
+        self, batch: Batch, targets: dict[str, Tensor], progress: float
+    ) -> dict[str, Tensor]:
         """Return `cross_entropy` between the subgroup shares and the prediction."""
         return {"cross_entropy": F.cross_entropy(self.model(batch["image"]), batch["shares"])}
 
@@ -74,7 +85,9 @@ class LabelledPictures:
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"options.augmented={self.share} must lie in [0, 1]")
         self.plain, self.augmented = (
-            EmojiPictures(config.data.image_size, "train", seed=config.seed, objects=(1, 3), augment=augment)
+            EmojiPictures(
+                config.data.image_size, "train", seed=config.seed, objects=(1, 3), augment=augment
+            )
             for augment in (False, True)
         )
 

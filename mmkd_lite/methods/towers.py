@@ -21,7 +21,9 @@ def build_towers(config: RunConfig) -> tuple[ImageEncoder, TextEncoder]:
     """
     image = ImageEncoder(config.image, config.data.image_size)
     length = config.text.max_positions or config.data.max_tokens
-    text = TextEncoder(config.text, vocabulary_size(config), length, token_types=config.text.token_types)
+    text = TextEncoder(
+        config.text, vocabulary_size(config), length, token_types=config.text.token_types
+    )
     _start_image(image, config.image.start)
     _start_text(text, config.text.start)
     return image, text

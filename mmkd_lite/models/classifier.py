@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,6 +54,7 @@ class TimmClassifier(nn.Module):
         OSError: the pretrained weights cannot be had on this machine.
     """
 
+    encoder: Any
     mean: Tensor
     std: Tensor
 
@@ -60,7 +63,7 @@ class TimmClassifier(nn.Module):
         import timm
 
         try:
-            settings = {"num_classes": classes} if classes else {}
+            settings: dict[str, Any] = {"num_classes": classes} if classes else {}
             self.encoder = timm.create_model(name, pretrained=pretrained, **settings)
         except Exception as error:
             if not pretrained:
@@ -70,7 +73,7 @@ class TimmClassifier(nn.Module):
                 f"run once on a machine with access to the model hub, or use teacher=timm-random:{name} "
                 "for the architecture with random weights"
             ) from error
-        config = self.encoder.pretrained_cfg
+        config: Any = self.encoder.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
 
@@ -103,7 +106,9 @@ class MaskedWordModel(nn.Module):
         super().__init__()
         self.encoder = TextEncoder(tower, vocab_size, max_tokens)
         self.transform = nn.Sequential(
-            nn.Linear(tower.width, tower.width), nn.GELU(), nn.LayerNorm(tower.width, eps=tower.layer_norm_eps)
+            nn.Linear(tower.width, tower.width),
+            nn.GELU(),
+            nn.LayerNorm(tower.width, eps=tower.layer_norm_eps),
         )
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 

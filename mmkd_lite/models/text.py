@@ -16,6 +16,7 @@ def without_padding_columns(tokens: Tensor, pad_id: int = 0) -> Tensor:
 
     Args:
         tokens: int64 (B, M), padding last.
+        pad_id: token id of padding.
 
     Returns:
         int64 (B, longest caption).

@@ -1,0 +1,201 @@
+"""Read a committed comparison back: values by seed, tables with intervals, paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmkd_lite.results import (
+    PairedDifference,
+    mean_and_interval,
+    paired_difference,
+    read_results,
+    results_table,
+    smallest_detectable_effect,
+)
+
+FOLDER = "compare"
+COLUMNS = {
+    "i2t R@1": "i2t_r1",
+    "t2i R@1": "t2i_r1",
+    "mean recall": "mean_recall",
+}
+
+
+def file_stem(label: str, scale: str, seed: int) -> str:
+    """Return the name of one run's result: "compare/shre-kl_only__laptop__seed0"."""
+    return f"{FOLDER}/{label.replace(':', '-')}__{scale}__seed{seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result records of several variants that ran from the same seeds.
+
+    Attributes:
+        scale: Scale of all runs.
+        records: Variant label -> its result records, one a seed.
+    """
+
+    scale: str
+    records: dict[str, list[dict[str, Any]]]
+
+    def values(self, label: str, key: str) -> dict[int, float]:
+        """Return one number by seed.
+
+        Args:
+            label: A variant such as "shre:kl_only".
+            key: Dotted place in the metrics, as "composition.i2t_r1", or "seconds".
+
+        Raises:
+            ValueError: No such variant or number; the valid names are listed.
+        """
+        if label not in self.records:
+            raise ValueError(f"no runs of {label!r}; there are: {', '.join(self.records)}")
+        found = {}
+        for record in self.records[label]:
+            node: Any = {**record["metrics"], "seconds": record["seconds"]}
+            for part in key.split("."):
+                if not isinstance(node, dict) or part not in node:
+                    known = ", ".join(node) if isinstance(node, dict) else "nothing below"
+                    raise ValueError(f"no {part!r} on the way to {key!r}; there are: {known}")
+                node = node[part]
+            found[int(record["seed"])] = float(node)
+        return found
+
+    def difference(self, a: str, b: str, key: str) -> PairedDifference:
+        """Return variant a minus variant b, paired by seed."""
+        return paired_difference(self.values(a, key), self.values(b, key))
+
+    @property
+    def source(self) -> str:
+        """What to print beside a figure: "committed, 5 seeds, python -m mmkd_lite compare ..."."""
+        seeds = max(map(len, self.records.values()))
+        words = " ".join(self.records)
+        return (
+            f"committed, {seeds} seed{'s' * (seeds != 1)}, "
+            f"python -m mmkd_lite compare {words} --seeds {seeds} --scale {self.scale}"
+        )
+
+
+def read_comparison(
+    variants: Sequence[str], scale: str = "laptop", folder: str | Path | None = None
+) -> Comparison:
+    """Read the result files of some variants.
+
+    Args:
+        variants: Labels such as "shre:kl_only".
+        scale: Scale of the runs.
+        folder: Folder of result files, `data/results` by default.
+
+    Raises:
+        FileNotFoundError: A variant has no file; the message holds the command that makes them.
+    """
+    records: dict[str, list[dict[str, Any]]] = {}
+    for label in variants:
+        stem = file_stem(label, scale, 0).removesuffix("0")
+        found = read_results(f"{stem}*", folder)
+        if not found:
+            raise FileNotFoundError(
+                f"no results of {label!r} at scale {scale}; make them with: python -m mmkd_lite "
+                f"compare {' '.join(variants)} --scale {scale}"
+            )
+        records[label] = sorted(found, key=lambda record: int(record["seed"]))
+    return Comparison(scale, records)
+
+
+def score_rows(comparison: Comparison, gallery: str = "") -> list[dict[str, Any]]:
+    """Return one row a variant: recalls with intervals on one gallery, and seconds.
+
+    Args:
+        comparison: From `compare` or `read_comparison`.
+        gallery: A key of the metrics, as "far"; the first one by default.
+    """
+    gallery = gallery or gallery_names(comparison)[0]
+    rows = []
+    for label, records in comparison.records.items():
+        if not records:
+            continue
+        row: dict[str, Any] = {"variant": label, "seeds": len(records)}
+        for name, key in COLUMNS.items():
+            values = comparison.values(label, f"{gallery}.{key}")
+            row[name] = mean_and_interval(list(values.values()))
+        row["seconds"] = mean_and_interval(list(comparison.values(label, "seconds").values())).mean
+        rows.append(row)
+    return rows
+
+
+def chance_row(comparison: Comparison, gallery: str = "") -> dict[str, Any]:
+    """Return the row of a random ranking on the same gallery."""
+    gallery = gallery or gallery_names(comparison)[0]
+    scores = _first_record(comparison)["metrics"][gallery]
+    chance = {key.removeprefix("chance_"): v for key, v in scores.items() if "chance_" in key}
+    mean = sum(chance.values()) / len(chance)
+    return {
+        "variant": "chance",
+        "i2t R@1": chance["i2t_r1"],
+        "t2i R@1": chance["t2i_r1"],
+        "mean recall": mean,
+    }
+
+
+def difference_rows(
+    comparison: Comparison, key: str = "", baseline: str = ""
+) -> list[dict[str, Any]]:
+    """Return one row a variant: its difference to the baseline and what could have been seen.
+
+    Args:
+        comparison: From `compare` or `read_comparison`.
+        key: Dotted metric; the mean recall on the first gallery by default.
+        baseline: A label; the first variant by default.
+    """
+    key = key or f"{gallery_names(comparison)[0]}.mean_recall"
+    baseline = baseline or next(iter(comparison.records))
+    rows = []
+    for label, records in comparison.records.items():
+        common = set(comparison.values(label, key)) & set(comparison.values(baseline, key))
+        if label == baseline or not records or not common:
+            continue
+        found = comparison.difference(label, baseline, key)
+        rows.append(
+            {
+                "variant": label,
+                "compared with": baseline,
+                "difference": found,
+                "seeds": found.n,
+                "verdict": found.verdict,
+                "smallest detectable": smallest_detectable_effect(found.n, found.sd),
+            }
+        )
+    return rows
+
+
+def gallery_names(comparison: Comparison) -> list[str]:
+    """Return the galleries that were scored, the usual one first."""
+    metrics = _first_record(comparison)["metrics"]
+    return [name for name, scores in metrics.items() if "mean_recall" in scores]
+
+
+def comparison_tables(comparison: Comparison, kind: str = "markdown") -> str:
+    """Lay out recalls, chance, every gallery's mean recall and the paired differences."""
+    if not any(comparison.records.values()):
+        return "no run finished"
+    scores = [*score_rows(comparison), chance_row(comparison)]
+    shown = []
+    for label, records in comparison.records.items():
+        means = {
+            name: mean_and_interval(list(comparison.values(label, f"{name}.mean_recall").values()))
+            for name in gallery_names(comparison)
+            if records
+        }
+        shown.append({"mean recall on": label, **means})
+    tables = [scores, shown, difference_rows(comparison)]
+    return "\n\n".join(results_table(rows, kind=kind) for rows in tables if rows)
+
+
+def _first_record(comparison: Comparison) -> dict[str, Any]:
+    for records in comparison.records.values():
+        if records:
+            return records[0]
+    raise ValueError("the comparison holds no finished run")
