@@ -372,6 +372,10 @@ def test_banks_and_ids_that_do_not_fit_are_refused():
     for message, options in {
         r"bank must be \(G, 4\)": {"bank": units(G, 6)},
         r"length 1": {"bank": 2 * bank},
+        r"row 2 has length inf": {
+            "bank": bank / torch.tensor([[1.0], [1.0], [0.0]]),
+            "bank_bias": torch.tensor([0.0, 0.0, -torch.inf]),
+        },
         r"bias of bank must be \(3,\)": {"bank": bank, "bank_bias": torch.zeros(4)},
         r"needs the bank": {"bank_bias": bias},
         r"-inf for an empty slot": {"bank": bank, "bank_bias": bias + torch.inf},

@@ -52,7 +52,7 @@ def test_shared_mlp_is_its_three_equations():
 
 def test_transformer_shre_has_115_million_parameters():
     text = TowerConfig(768, 6, 12, norm="post", layer_norm_eps=1e-12)
-    image = TowerConfig(768, 6, 12, positions="fixed", cls_position=False)
+    image = TowerConfig(768, 6, 12, patch=16, positions="fixed", cls_position=False)
     with torch.device("meta"):
         parts = [
             ImageEncoder(image, 224, final_norm=False),

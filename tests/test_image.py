@@ -9,7 +9,7 @@ from mmkd_lite.config import TowerConfig
 from mmkd_lite.models import ImageEncoder, load_timm_vit, patchify, seeded
 from tests.encoder_support import compare_gradients, parameter_count, perturb, relative_error
 
-BASE = TowerConfig(width=768, layers=12, heads=12)
+BASE = TowerConfig(width=768, layers=12, heads=12, patch=16)
 SMALL = TowerConfig(width=32, layers=3, heads=4, patch=8)
 NO_NORMALISATION = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -121,7 +121,9 @@ def test_parameter_counts_of_the_source():
     with torch.device("meta"):
         base = ImageEncoder(BASE, 224)
         student = ImageEncoder(
-            TowerConfig(768, 6, 12, positions="fixed", cls_position=False), 224, final_norm=False
+            TowerConfig(768, 6, 12, patch=16, positions="fixed", cls_position=False),
+            224,
+            final_norm=False,
         )
     assert parameter_count(base) == 85_798_656  # timm's vit_base_patch16_224 without its head
     assert parameter_count(student) == 43_118_592  # "43.1 M"

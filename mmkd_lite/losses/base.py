@@ -134,7 +134,7 @@ def check_unit_rows(vectors: Tensor, name: str, ignore: Tensor | None = None) ->
     Args:
         vectors: (N, D) embeddings.
         name: What they are, for the message.
-        ignore: (N,) bool, rows that need not comply, such as the empty slots of a bank.
+        ignore: (N,) bool, rows that need only be finite, such as the empty slots of a bank.
 
     Raises:
         ValueError: naming the largest deviation and its row.
@@ -146,11 +146,12 @@ def check_unit_rows(vectors: Tensor, name: str, ignore: Tensor | None = None) ->
         )
     if vectors.numel() == 0:
         return
-    norms = torch.linalg.vector_norm(vectors.detach(), dim=-1, dtype=torch.float64)
-    deviation = torch.nan_to_num((norms - 1).abs(), nan=math.inf)  # (N,)
-    if ignore is not None:
-        deviation = deviation.masked_fill(ignore, 0)
     half = vectors.dtype in (torch.float16, torch.bfloat16)
+    exact = torch.float32 if half else vectors.dtype
+    norms = torch.linalg.vector_norm(vectors.detach(), dim=-1, dtype=exact)
+    deviation = torch.nan_to_num((norms - 1).abs(), nan=math.inf, posinf=math.inf)  # (N,)
+    if ignore is not None:
+        deviation = deviation.masked_fill(ignore & deviation.isfinite(), 0)
     row = int(deviation.argmax())
     if float(deviation[row]) > (HALF_UNIT_NORM_TOLERANCE if half else UNIT_NORM_TOLERANCE):
         raise ValueError(

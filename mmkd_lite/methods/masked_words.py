@@ -89,7 +89,8 @@ class MaskedCaptions:
     def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
         """Return `tokens` with [MASK], `original` and `chosen`, each (B, M)."""
         first = (step * world + rank) * batch_size
-        captions = [self.scenes.captions(i)[i % 5] for i in range(first, first + batch_size)]
+        rows = range(first, first + batch_size)
+        captions = [texts[i % 5] for i, texts in zip(rows, self.scenes.texts(rows), strict=True)]
         original = without_padding_columns(
             self.tokenizer.encode(captions, self.config.data.max_tokens)
         )
