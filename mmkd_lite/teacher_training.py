@@ -19,7 +19,16 @@ from mmkd_lite.teachers import IMAGE_SIZE, TEACHERS_FOLDER, Teacher, load_teache
 
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn": ("supervised", {"options.backbone": "cnn", "train.steps": 6000}),
-    "vit": ("supervised", {"options.backbone": "vit", "train.steps": 3000, "train.base_lr": 4e-3}),
+    "vit": (
+        "supervised",
+        {
+            "options.backbone": "vit",
+            "options.augmented": 0.0,
+            "options.single": 0.5,
+            "train.steps": 3000,
+            "train.base_lr": 4e-3,
+        },
+    ),
     "text": ("masked_words", {"train.steps": 3000}),
 }
 PICTURES = 2000

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Kernels start in the notebook's folder; they must import this tree and not an installed copy.
@@ -12,3 +14,18 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded: a missing file must fail at once
+
+GIVEN_SCALE = os.environ.get("MMKD_SCALE")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let the tests below this folder name their own scale; `make test` sets it for the notebooks."""
+    os.environ.pop("MMKD_SCALE", None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Give the notebooks, which run in the same session, their scale back."""
+    if GIVEN_SCALE is not None:
+        os.environ["MMKD_SCALE"] = GIVEN_SCALE

@@ -281,9 +281,11 @@ def made_up_gallery(monkeypatch):
 
 def test_scores_by_id_by_truth_and_with_one_caption(monkeypatch):
     made_up_gallery(monkeypatch)
+    monkeypatch.setattr(scoring, "score_look_alikes", lambda method, config: {"within_pairs": 7})
     config = resolve("shre", "tiny", TINY)
     scores = scoring.score_method(Perfect(4), config)
-    assert list(scores) == ["toy", "toy_by_truth", "toy_one_caption", "toy_far"]
+    names = ["toy", "toy_by_truth", "toy_one_caption", "toy_far", "look_alikes"]
+    assert list(scores) == names and scores["look_alikes"]["within_pairs"] == 7
     assert scores["toy"]["t2i_r1"] == pytest.approx(87.5)  # caption 0 finds picture 1: wrong by id
     assert scores["toy_by_truth"]["t2i_r1"] == 100  # and right by truth
     assert scores["toy_one_caption"]["n_texts"] == 4
@@ -304,6 +306,7 @@ def test_real_comparison_at_tiny_scale(tmp_path, monkeypatch, capsys):
     names = ["composition", "composition_by_truth", "composition_one_caption", "near", "far"]
     assert gallery_names(found) == names
     scores = found.records["shre"][0]["metrics"]
+    assert scores["look_alikes"]["within_pairs"] > 0
     assert all(scores[name]["n_images"] == 12 for name in names)
     assert scores["composition_by_truth"]["i2t_r10"] >= scores["composition"]["i2t_r10"]
     assert scores["composition"]["chance_t2i_r1"] == pytest.approx(100 / 12)

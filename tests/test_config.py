@@ -17,11 +17,6 @@ from mmkd_lite.config import (
 )
 
 
-@pytest.fixture(autouse=True)
-def no_scale_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MMKD_SCALE", raising=False)
-
-
 def test_presets_are_layered_scale_method_overrides() -> None:
     full = resolve("shre", "full")
     assert (full.image.width, full.image.layers, full.text.norm) == (768, 6, "post")

@@ -34,6 +34,8 @@ def test_first_weights_are_small_normal_numbers_and_zero_biases():
     assert float(weight.detach().abs().max()) <= 0.04
     block = encoder.transformer.blocks[1]
     assert (block.feed_forward.expand.bias == 0).all()
+    for linear, inputs in ((block.feed_forward.expand, 96), (block.feed_forward.contract, 384)):
+        assert float(linear.weight.std()) == pytest.approx(0.8796 * inputs**-0.5, rel=0.02)
     assert (block.attention_norm.weight == 1).all()
     assert float(encoder.positions.table.std()) == pytest.approx(0.0176, rel=0.05)
 

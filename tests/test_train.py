@@ -367,19 +367,18 @@ def test_load_method_wants_a_finished_run(tmp_path: Path) -> None:
 
 
 def test_overhead_of_the_loop_is_small(tmp_path: Path) -> None:
-    class Slow(ToyPairs):
-        def batch(self, *arguments: int, **options: int) -> dict[str, torch.Tensor]:
-            time.sleep(0.01)
-            return super().batch(*arguments, **options)
-
-    config = toy_config(tmp_path, train__steps=40, train__checkpoint_every=20)
-    started = time.perf_counter()
-    run = fit(config, method=ToyMethod(config), pairs=Slow())
-    seconds = time.perf_counter() - started
-    waited = json.loads((run.dir / "timings.jsonl").read_text().splitlines()[-1])["data_seconds"]
-    assert waited >= 0.4
-    # Generous, since test machines are busy; measure_overhead.py gives the figure.
-    assert (seconds - waited) / 40 < 0.05
+    """The processor's time, since test machines are busy; measure_overhead.py gives the figure."""
+    config = toy_config(tmp_path, train__steps=60, train__checkpoint_every=50)
+    method, pairs = ToyMethod(config), ToyPairs()
+    plain = Distiller(ToyMethod(config), config.weights).train()
+    bare = -time.process_time()
+    for step in range(60):
+        plain(pairs.batch(step, 8), step / 60)[0].backward()
+    bare += (now := time.process_time())
+    whole = -now
+    fit(config, method=method, pairs=pairs)
+    whole += time.process_time()
+    assert (whole - bare) / 60 < 0.02  # 20 ms a step, where a step at laptop scale takes 300
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
@@ -399,11 +398,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert row == pytest.approx(expected, rel=1e-4)
     noisy, whole = Run.open(tmp_path / "noisy"), Run.open(tmp_path / "whole")
     assert bytes_of(noisy) == bytes_of(whole)  # resumed with each rank's own random state
-    saved = load_file(noisy.checkpoints / "step-00000009" / "tensors.safetensors")
+    saved = load_file(noisy.checkpoints / "step-00000006" / "tensors.safetensors")
     assert not torch.equal(saved["random/0/torch"], saved["random/1/torch"])
     with pytest.raises(ValueError, match="by 2 processes, this run has 1"):
         (tmp_path / "noisy" / "finished.json").unlink()
-        fit_toy(tmp_path / "noisy")
+        fit_toy(tmp_path / "noisy", train__steps=6)
 
 
 def test_command_line_trains_refuses_and_resumes(

@@ -19,7 +19,9 @@ def exercise_1(answer: float) -> None:
     """Check the weight of the squared distance that equals 2000 times the mean over D = 512."""
     expect(abs(answer - 2000 * 512) > 1, "the mean is the smaller number: divide, do not multiply")
     expect(abs(answer - 2000) > 1, "2000 belongs to the mean over the 512 elements, not to the sum")
-    expect(abs(answer - 2000 / 512) < 0.01, "the squared distance is 512 times the mean over elements")
+    expect(
+        abs(answer - 2000 / 512) < 0.01, "the squared distance is 512 times the mean over elements"
+    )
 
 
 def exercise_2(answer: Callable[[Sequence[Sequence[float]]], float]) -> None:
@@ -32,8 +34,16 @@ def exercise_2(answer: Callable[[Sequence[Sequence[float]]], float]) -> None:
         ([[0.0, 0.0], [0.0]], math.log(3), "three zeros give log 3"),
         ([[1.0], [3.0, 2.0]], 3.4076059644443806, "the order of the chunks must not matter"),
         ([[3.0, 2.0], [1.0]], 3.4076059644443806, "a smaller maximum may follow a larger one"),
-        ([[1000.0], [1000.0]], 1000 + math.log(2), "exp(1000) overflows: subtract the maximum first"),
-        ([[-1000.0], [-1000.0]], -1000 + math.log(2), "exp(-1000) is 0: subtract the maximum first"),
+        (
+            [[1000.0], [1000.0]],
+            1000 + math.log(2),
+            "exp(1000) overflows: subtract the maximum first",
+        ),
+        (
+            [[-1000.0], [-1000.0]],
+            -1000 + math.log(2),
+            "exp(-1000) is 0: subtract the maximum first",
+        ),
         ([[-math.inf], [2.0]], 2.0, "-inf is an empty slot and adds nothing"),
     )
     for chunks, right, hint in cases:
@@ -49,7 +59,9 @@ def suspects() -> dict[str, Contrast]:
 def _suspect_a(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
     logits = log_scale.exp() * image @ text.T
     own = torch.arange(len(image))
-    return (F.nll_loss(logits.softmax(1).log(), own) + F.nll_loss(logits.softmax(1).T.log(), own)) / 2
+    return (
+        F.nll_loss(logits.softmax(1).log(), own) + F.nll_loss(logits.softmax(1).T.log(), own)
+    ) / 2
 
 
 def _suspect_b(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:

@@ -50,6 +50,13 @@ class SHRe(Method):
     default_teacher = "cnn"
     default_weights: ClassVar[dict[str, float]] = {"kl_image": 0.5, "kl_text": 0.5, "contrast": 1.0}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # Chosen so that the live run takes at most 40 s on two idle cores; small batches, many steps.
+        "laptop": {
+            "train.batch_size": 64,
+            "train.steps": 320,
+            "train.base_lr": 2e-2,
+            "train.checkpoint_every": 80,
+        },
         # Thesis, Transformer SHRe: 7 epochs of 3,264,868 pairs in batches of 256, ResNet-50-A1 as teacher.
         "full": {"teacher": "timm:resnet50.a1_in1k", "train.steps": 89273},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,10 +23,12 @@ class SupervisedOptions:
         backbone: "cnn" (timm's test_resnet) or "vit" (our image encoder).
         augmented: share of each batch whose objects are redrawn with outlines, other colours and flat shapes,
             so that the labels carry over to artists never seen; in [0, 1].
+        single: share of the other pictures that hold one object only, an easier start for a Transformer.
     """
 
     backbone: str = "cnn"
     augmented: float = 0.5
+    single: float = 0.0
 
 
 class Supervised(Method):
@@ -81,27 +84,33 @@ class LabelledPictures:
     def __init__(self, config: RunConfig) -> None:
         from mmkd_lite.data.pictures import EmojiPictures
 
-        self.share = config.options.augmented
-        if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"options.augmented={self.share} must lie in [0, 1]")
-        self.plain, self.augmented = (
+        options: SupervisedOptions = config.options
+        for name in ("augmented", "single"):
+            if not 0.0 <= getattr(options, name) <= 1.0:
+                raise ValueError(f"options.{name}={getattr(options, name)} must lie in [0, 1]")
+        single = options.augmented + (1 - options.augmented) * options.single
+        self.bounds = (0.0, options.augmented, single, 1.0)
+        self.kinds = [
             EmojiPictures(
-                config.data.image_size, "train", seed=config.seed, objects=(1, 3), augment=augment
+                config.data.image_size, "train", seed=config.seed, objects=objects, augment=augment
             )
-            for augment in (False, True)
-        )
+            for objects, augment in (((1, 3), True), ((1, 1), False), ((1, 3), False))
+        ]
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
         """Return `image` (B, 3, S, S) in [0, 1] and `shares` (B, C), rows summing to 1."""
         first = (step * world + rank) * batch_size
-        cut, end = first + round(self.share * batch_size), first + batch_size
-        parts = [
-            data.batch(range(start, stop))
-            for data, start, stop in ((self.augmented, first, cut), (self.plain, cut, end))
-            if stop > start
-        ]
-        labels = torch.cat([torch.as_tensor(part["fine"]).float() for part in parts])
-        return {
-            "image": torch.cat([torch.as_tensor(part["image"]) for part in parts]).float() / 255,
-            "shares": labels / labels.sum(dim=1, keepdim=True),
-        }
+        cuts = [first + round(bound * batch_size) for bound in self.bounds]
+        spans = zip(self.kinds, cuts[:-1], cuts[1:], strict=True)
+        parts = [kind.batch(range(start, stop)) for kind, start, stop in spans if stop > start]
+        labels = torch.cat([_shares(part["fine"]) for part in parts])
+        images = torch.cat([torch.as_tensor(part["image"]) for part in parts])
+        return {"image": images.float() / 255, "shares": labels / labels.sum(dim=1, keepdim=True)}
+
+
+def _shares(labels: np.ndarray) -> Tensor:
+    """Return object counts (B, C) from class ids (B,) or from counts."""
+    from mmkd_lite.data.emoji import subgroups
+
+    given = torch.as_tensor(labels)
+    return (F.one_hot(given, len(subgroups())) if given.ndim == 1 else given).float()
