@@ -95,6 +95,13 @@ def test_every_variant_runs_from_every_seed_with_equal_budget(tmp_path, faked):
     assert len({(c.data, c.train, c.image, c.text, c.teacher) for c in faked}) == 1
 
 
+def test_settings_for_all_do_not_undo_a_variant(tmp_path, faked):
+    settings = {**TINY, "weights.contrast": 2.0, "weights.kl_text": 0.25}
+    compare(VARIANTS[::2], 1, "tiny", settings, out=tmp_path, measure=fake_scores, say=len)
+    assert [c.weights["contrast"] for c in faked] == [2.0, 0.0]
+    assert [c.weights["kl_text"] for c in faked] == [0.25, 0.25]
+
+
 def test_variants_of_one_seed_start_from_equal_weights(tmp_path, faked):
     run(tmp_path, seeds=2)
     states = [build(config).state_dict() for config in (faked[0], faked[1], faked[3])]

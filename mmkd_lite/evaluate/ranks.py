@@ -96,6 +96,27 @@ def retrieval_ranks(
     own = _pair_scores(images, texts, of_text, of_image)  # (P,)
     best_of_image = _best(own, of_image, len(images))  # (N,)
     best_of_text = _best(own, of_text, len(texts))  # (T,)
+    for_image, for_text = _count_reaching(
+        images, texts, (of_text, of_image), best_of_image, best_of_text, chunk_size
+    )
+    return Ranks(
+        image_to_text=(1 + for_image).cpu().numpy(),
+        text_to_image=(1 + for_text).cpu().numpy(),
+        captions_of_image=torch.bincount(of_image, minlength=len(images)).cpu().numpy(),
+        images_of_caption=torch.bincount(of_text, minlength=len(texts)).cpu().numpy(),
+    )
+
+
+def _count_reaching(
+    images: Tensor,
+    texts: Tensor,
+    own: tuple[Tensor, Tensor],
+    best_of_image: Tensor,
+    best_of_text: Tensor,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Count foreign candidates that reach the best own score, of images (N,) and texts (T,)."""
+    of_text, of_image = own
     for_image = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     for_text = torch.zeros(len(texts), dtype=torch.int64, device=images.device)
     scratch = _Scratch(chunk_size, len(texts), len(images), images.device)
@@ -110,12 +131,7 @@ def retrieval_ranks(
             tile = _Tile(texts[rows], images[columns], own_pairs, scratch)
             for_text[rows] += tile.reaching(best_of_text[rows], of_rows=True)
             for_image[columns] += tile.reaching(best_of_image[columns], of_rows=False)
-    return Ranks(
-        image_to_text=(1 + for_image).cpu().numpy(),
-        text_to_image=(1 + for_text).cpu().numpy(),
-        captions_of_image=torch.bincount(of_image, minlength=len(images)).cpu().numpy(),
-        images_of_caption=torch.bincount(of_text, minlength=len(texts)).cpu().numpy(),
-    )
+    return for_image, for_text
 
 
 def _steps(rows: Tensor) -> Tensor:
