@@ -4,10 +4,14 @@ The rooms (`mmkd_lite.losses`, `mmkd_lite.models`, ...) are imported when they a
 that `import mmkd_lite` and `python -m mmkd_lite --help` stay quick.
 """
 
+import warnings
 from importlib import import_module
 from types import ModuleType
 
 __version__ = "0.1.0"
+
+# Libraries ask tqdm for a notebook's progress widget; plain text is meant, and no warning is needed.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 ROOMS = (
     "checks",

@@ -68,6 +68,10 @@ class Comparison:
         """Return variant a minus variant b, paired by seed."""
         return paired_difference(self.values(a, key), self.values(b, key))
 
+    def difference_of_keys(self, label: str, a: str, b: str) -> PairedDifference:
+        """Return number a minus number b of one variant, paired by seed."""
+        return paired_difference(self.values(label, a), self.values(label, b))
+
     @property
     def source(self) -> str:
         """What to print beside a figure: "committed, 5 seeds, python -m mmkd_lite compare ..."."""

@@ -202,9 +202,8 @@ def results_table(
         raise ValueError(f"no row has the columns {', '.join(absent)}")
     body = [[cell_text(row.get(key), decimals) for key in keys] for row in rows]
     if kind == "markdown":
-        number = [
-            all(isinstance(row.get(key), int | float | Interval) for row in rows) for key in keys
-        ]
+        cells = [[row[key] for row in rows if row.get(key) is not None] for key in keys]
+        number = [c != [] and all(isinstance(x, int | float | Interval) for x in c) for c in cells]
         rule = "|" + "|".join("--:" if right else "---" for right in number) + "|"
         return "\n".join([readme_row(keys), rule, *map(readme_row, body)])
     if kind == "html":

@@ -208,6 +208,8 @@ def test_tables_hold_intervals_chance_and_differences(tmp_path, faked):
     mean = rows["shre"]["mean recall"]
     assert mean.mean == 11.5 and mean.high - mean.mean == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
     assert score_rows(found, "near")[0]["mean recall"].mean == 5.75
+    own = found.difference_of_keys("shre", "composition.i2t_r1", "near.i2t_r1")
+    assert own.mean == pytest.approx(5.75) and own.n == 3
     assert chance_row(found)["t2i R@1"] == pytest.approx(25.0)
     against = {row["variant"]: row for row in difference_rows(found)}
     assert against["shre:kl_only"]["difference"].mean == pytest.approx(-10.0)

@@ -26,18 +26,23 @@ def text(config: TowerConfig, seed: int, vocab: int = 20, max_tokens: int = 12) 
         return TextEncoder(config, vocab, max_tokens)
 
 
-def test_first_weights_are_small_normal_numbers_and_zero_biases():
+CUT = 0.8796  # standard deviation of a unit normal that is cut at two of them
+
+
+def test_first_weights_are_normal_and_biases_zero():
     encoder = text(TowerConfig(width=96, layers=2), 0, vocab=2000)
-    weight = encoder.token_embedding.weight
+    weight = encoder.token_embedding.weight.detach()
     assert (weight[0] == 0).all()
-    assert float(weight[1:].std()) == pytest.approx(0.02 * 0.8796, rel=0.01)  # cut at two sigma
-    assert float(weight.detach().abs().max()) <= 0.04
-    block = encoder.transformer.blocks[1]
-    assert (block.feed_forward.expand.bias == 0).all()
-    for linear, inputs in ((block.feed_forward.expand, 96), (block.feed_forward.contract, 384)):
-        assert float(linear.weight.std()) == pytest.approx(0.8796 * inputs**-0.5, rel=0.02)
-    assert (block.attention_norm.weight == 1).all()
-    assert float(encoder.positions.table.std()) == pytest.approx(0.0176, rel=0.05)
+    assert weight[1:].std().item() == pytest.approx(0.02 * CUT, rel=0.01)
+    assert weight.abs().max().item() <= 0.04
+    assert encoder.positions.table.std().item() == pytest.approx(0.02 * CUT, rel=0.05)
+    network = encoder.transformer.blocks[1].feed_forward
+    for layer, inputs in ((network.expand, 96), (network.contract, 384)):
+        assert layer.weight.std().item() == pytest.approx(CUT * inputs**-0.5, rel=0.02)
+        assert (layer.bias == 0).all()
+    norm = encoder.transformer.blocks[1].attention_norm
+    assert (norm.weight == 1).all()
+    assert (norm.bias == 0).all()
 
 
 def test_a_generator_decides_the_weights():

@@ -179,7 +179,7 @@ ROWS = [
 def test_markdown_table():
     assert results.results_table(ROWS).splitlines() == [
         "| method | R@1 | n | extra |",
-        "|---|--:|---|---|",
+        "|---|--:|--:|---|",
         "| a\\|b | 12.3 | 5 | – |",
         "| <c> | 1.5 [-4.9, 7.9] | – | – |",
     ]
