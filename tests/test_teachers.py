@@ -49,7 +49,7 @@ def test_an_altered_or_missing_file_is_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="cnn.safetensors is missing or is not the file"):
+    with pytest.raises(ValueError, match=r"cnn\.safetensors is missing or is not the file"):
         shipped_state("cnn", folder=folder)
     path.unlink()
     with pytest.raises(ValueError, match="git checkout data/teachers"):
@@ -104,7 +104,7 @@ def test_published_weights_fail_clearly_without_a_hub(monkeypatch: pytest.Monkey
         raise ConnectionError("no network")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(OSError, match="teacher=timm-random:resnet50.a1_in1k"):
+    with pytest.raises(OSError, match=r"teacher=timm-random:resnet50\.a1_in1k"):
         load_teacher("timm:resnet50.a1_in1k")
 
 
