@@ -15,6 +15,7 @@ from mmkd_lite.models.initialise import (
     initialise_weights,
     seeded,
 )
+from mmkd_lite.models.shared_space import Encoded, SharedSpace
 from mmkd_lite.models.text import TextEncoder, without_padding_columns
 from mmkd_lite.models.transformer import (
     FeedForward,
@@ -27,6 +28,7 @@ from mmkd_lite.models.transformer import (
 __all__ = [
     "ContrastScale",
     "CopyReport",
+    "Encoded",
     "FeedForward",
     "ImageEncoder",
     "MultiHeadAttention",
@@ -35,6 +37,7 @@ __all__ = [
     "Projection",
     "SharedMLP",
     "SharedOutput",
+    "SharedSpace",
     "SharedTransformer",
     "TextEncoder",
     "Transformer",
