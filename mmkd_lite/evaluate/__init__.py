@@ -2,6 +2,7 @@
 
 from mmkd_lite.evaluate.embed import embed_images, embed_texts
 from mmkd_lite.evaluate.granularity import attainable, nearest_hits
+from mmkd_lite.evaluate.probe import ProbeResult, linear_probe
 from mmkd_lite.evaluate.ranks import Ranks, retrieval_ranks
 from mmkd_lite.evaluate.recall import (
     average_median_rank,
@@ -15,6 +16,7 @@ from mmkd_lite.evaluate.recall import (
 )
 
 __all__ = [
+    "ProbeResult",
     "Ranks",
     "attainable",
     "average_median_rank",
@@ -22,6 +24,7 @@ __all__ = [
     "embed_images",
     "embed_texts",
     "folds_1k",
+    "linear_probe",
     "nearest_hits",
     "one_caption_each",
     "recall_interval",
