@@ -86,7 +86,8 @@ class TowerConfig:
 class TrainConfig:
     """How the one training loop runs.
 
-    The learning rate that is used is `base_lr * batch_size * processes / 256`, the thesis' rule.
+    The learning rate that is used is `base_lr * batch_size * processes / 256`, the thesis' rule. `targets` is
+    "live", "cached" or the folder of a cache, see `mmkd_lite/target_cache.py`.
     """
 
     batch_size: int = 256
@@ -101,6 +102,7 @@ class TrainConfig:
     checkpoint_every: int = 50
     log_every: int = 1
     workers: int = 0
+    targets: str = "live"
 
 
 @dataclass(frozen=True)

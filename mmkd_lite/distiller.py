@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mmkd_lite.methods.base import Batch, Method
+from mmkd_lite.methods.base import TARGET, Batch, Method
 
 RESERVED = frozenset({"step", "loss", "gradient_norm", "learning_rate", "stop"})
 """Names that a row of metrics uses itself."""
@@ -61,7 +61,8 @@ class Distiller(nn.Module):
         """Return the weighted sum, with gradient, and every term, without.
 
         Args:
-            batch: Tensors of first dimension B: `image` (B, 3, H, W), `tokens` (B, M), ids (B,).
+            batch: Tensors of first dimension B: `image` (B, 3, H, W), `tokens` (B, M), ids (B,);
+                "target:NAME" tensors, where present, are used instead of asking the teacher.
             progress: Share of the run that is done, in [0, 1].
 
         Raises:
@@ -70,8 +71,11 @@ class Distiller(nn.Module):
         """
         check_batch(batch)
         self._freeze_teacher()
-        with torch.no_grad():
-            targets = self.method.targets(batch)
+        targets = {k.removeprefix(TARGET): v for k, v in batch.items() if k.startswith(TARGET)}
+        batch = {k: v for k, v in batch.items() if not k.startswith(TARGET)}
+        if not targets:
+            with torch.no_grad():
+                targets = self.method.targets(batch)
         terms = self.method.losses(batch, targets, progress)
         self._check_terms(terms)
         weighted = [

@@ -32,7 +32,13 @@ from mmkd_lite.methods import Method, build
 from mmkd_lite.storage import canonical_json, read_json, sha256_of_bytes, sha256_of_file
 
 # Settings that change where and how a run works but not one bit of its result.
-WITHOUT_EFFECT = ("out_dir", "data_dir", "train.workers", "train.checkpoint_every")
+WITHOUT_EFFECT = (
+    "out_dir",
+    "data_dir",
+    "train.workers",
+    "train.checkpoint_every",
+    "train.targets",
+)
 FILES = ("finished.json", "model.safetensors", "config.json", "metrics.jsonl", "timings.jsonl")
 
 

@@ -239,6 +239,22 @@ def load_or_build(kind: str, config: Mapping[str, Any], build: Callable[[], Arra
         return _store(folder, kind, config, build())
 
 
+def load_cached(folder: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Return the arrays of the artefact in a folder, verified, and the configuration that made it.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is damaged.
+    """
+    try:
+        found = _load(folder)
+    except DamagedArtefact as damage:
+        raise ValueError(f"{damage}; make it again") from None
+    if found is None:
+        raise FileNotFoundError(f"{folder} holds no cached arrays (no {MANIFEST})")
+    return found, dict(read_json(folder / MANIFEST)["config"])
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of one artefact; another process or thread that wants it waits."""

@@ -28,6 +28,7 @@ from mmkd_lite.runs import Run, run_folder
 from mmkd_lite.seeding import deterministic, seeded
 from mmkd_lite.step_bar import duration
 from mmkd_lite.storage import read_json, write_json
+from mmkd_lite.target_cache import LIVE, CachedTargets
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ def fit(
         _prepare_folder(run, accelerator, resume)
         method = build(config) if method is None else method
         pairs = METHODS[config.method].open_data(config) if pairs is None else pairs
+        if config.train.targets != LIVE:
+            pairs = CachedTargets(pairs, method.to(accelerator.device), config)
         with seeded(config.seed, accelerator.process_index):
             Training(run, accelerator, method, pairs).train()
     return run

@@ -27,7 +27,7 @@ LAYERS = (
     {"losses", "models", "data"},
     {"teachers"},
     {"methods"},
-    {"distiller"},
+    {"distiller", "target_cache"},
     {"train", "loop", "runs"},
     {"compare", "comparison", "scoring", "teacher_training"},
     {"reproduce", "refresh", "report", "readme"},

@@ -12,6 +12,8 @@ from mmkd_lite.models import seeded
 from mmkd_lite.teachers import Teacher, load_teacher
 
 Batch = dict[str, Tensor]
+TARGET = "target:"
+"""Prefix of what a batch brings instead of the teacher; see `mmkd_lite/target_cache.py`."""
 
 
 class Method(nn.Module):
