@@ -21,6 +21,7 @@ from mmkd_lite.data.tokenizer import load_tokenizer
 from mmkd_lite.evaluate import embed_images, embed_texts, one_caption_each, retrieval
 from mmkd_lite.evaluate.within import retrieval_within_groups
 from mmkd_lite.methods import Method
+from mmkd_lite.picture_scores import score_pictures
 from mmkd_lite.runs import Run
 from mmkd_lite.storage import sha256_of_arrays
 
@@ -33,8 +34,12 @@ EMOJI_GALLERIES = {
 
 
 def score_run(run: Run) -> dict[str, dict[str, Any]]:
-    """Score a finished run on every gallery of its data; see `score_method`."""
-    return score_method(run.load_method(), run.config)
+    """Score a finished run: retrieval on every gallery of its data, and classification of emoji pictures."""
+    method = run.load_method()
+    scores = score_method(method, run.config)
+    if run.config.data.source == "emoji":
+        scores |= score_pictures(method, run.config)
+    return scores
 
 
 def evaluate_run(run: Run, name: str = "") -> dict[str, Any]:
@@ -63,7 +68,8 @@ def score_method(method: Method, config: RunConfig) -> dict[str, dict[str, Any]]
 
     Returns:
         Protocol name -> what `retrieval` returns: each gallery by id under its own name, and for
-        the first one also "..._by_truth" (any true caption counts) and "..._one_caption".
+        the first one also "..._by_truth" (any true caption counts) and "..._one_caption". The emoji
+        world adds "look_alikes".
     """
     scores: dict[str, dict[str, Any]] = {}
     first = True

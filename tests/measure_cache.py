@@ -44,7 +44,9 @@ def slow_teacher(student: Any, images: Tensor) -> tuple[Teacher, float]:
         for layers in range(6, 60, 2):
             with seeded(0):
                 tower = TowerConfig(width=96, layers=layers, heads=4, patch=8)
-                teacher = Teacher("slow", ImageClassifier(tower, images.shape[-1], CLASSES), CLASSES)
+                teacher = Teacher(
+                    "slow", ImageClassifier(tower, images.shape[-1], CLASSES), CLASSES
+                )
             taken = min(seconds(lambda: teacher.class_logits(images)) for _ in range(5))
             if taken >= 3 * wanted:
                 return teacher, taken / wanted

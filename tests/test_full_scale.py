@@ -34,7 +34,13 @@ SMALL = {
 
 
 def papermill(notebook: str, out: Path, parameters: dict[str, str]) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "papermill", f"notebooks/{notebook}.ipynb", str(out / "out.ipynb")]
+    words = [
+        sys.executable,
+        "-m",
+        "papermill",
+        f"notebooks/{notebook}.ipynb",
+        str(out / "out.ipynb"),
+    ]
     for name, value in parameters.items():
         words += ["-r", name, value]
     environment = {k: v for k, v in os.environ.items() if k != "MMKD_SCALE"}
@@ -44,7 +50,9 @@ def papermill(notebook: str, out: Path, parameters: dict[str, str]) -> subproces
 @pytest.mark.slow
 def test_notebook_15_runs_at_full_scale_on_coco_files(tmp_path: Path) -> None:
     export_coco(
-        tmp_path / "coco", DataConfig(image_size=96), {"train": 24, "restval": 6, "val": 4, "test": 20}
+        tmp_path / "coco",
+        DataConfig(image_size=96),
+        {"train": 24, "restval": 6, "val": 4, "test": 20},
     )
     done = papermill(
         "15_transformer_shre",

@@ -44,7 +44,9 @@ def test_a_cache_serves_other_seeds_and_batch_sizes_of_the_same_stream(tmp_path)
     fit(tiny(tmp_path, "first", train__targets="cached"))
     fit(tiny(tmp_path, "second", train__targets="cached", train__steps=2, train__batch_size=16))
     config = tiny(tmp_path, "third", seed=1, train__targets="cached")
-    assert target_identity(open_pairs(config), build(tiny(tmp_path, "x")), config)["stream_seed"] == 1
+    assert (
+        target_identity(open_pairs(config), build(tiny(tmp_path, "x")), config)["stream_seed"] == 1
+    )
     assert len(cache_folders()) == 1
 
 

@@ -39,7 +39,11 @@ def test_image_teachers_reach_the_aims_and_beat_the_majority() -> None:
 
 def test_all_teachers_fit_in_eight_megabytes() -> None:
     assert sum(path.stat().st_size for path in TEACHERS_FOLDER.glob("*.safetensors")) < 8e6
-    assert {path.stem for path in TEACHERS_FOLDER.glob("*.safetensors")} == set(manifest()) == set(RECIPES)
+    assert (
+        {path.stem for path in TEACHERS_FOLDER.glob("*.safetensors")}
+        == set(manifest())
+        == set(RECIPES)
+    )
 
 
 def test_an_altered_or_missing_file_is_refused(tmp_path: Path) -> None:
@@ -74,7 +78,9 @@ def test_teachers_are_frozen_and_identified() -> None:
     images = torch.rand(3, 3, 48, 48, requires_grad=True)
     assert not cnn.class_logits(images).requires_grad
     assert not any(module.training for module in cnn.modules())
-    assert cnn.fingerprint() == load_teacher("cnn").fingerprint() != load_teacher("vit").fingerprint()
+    assert (
+        cnn.fingerprint() == load_teacher("cnn").fingerprint() != load_teacher("vit").fingerprint()
+    )
     first, second = load_teacher("random-cnn", seed=1), load_teacher("random-cnn", seed=1)
     assert first.fingerprint() == second.fingerprint()
     assert first.fingerprint() != load_teacher("random-cnn", seed=2).fingerprint()

@@ -29,7 +29,7 @@ LAYERS = (
     {"methods"},
     {"distiller", "target_cache"},
     {"train", "loop", "runs"},
-    {"compare", "comparison", "scoring", "teacher_training"},
+    {"compare", "comparison", "picture_scores", "scoring", "teacher_training"},
     {"reproduce", "refresh", "report", "readme"},
 )
 """A room imports from its own layer and from those above it in this list."""

@@ -14,6 +14,7 @@ from mmkd_lite.evaluate.recall import (
     retrieval,
     summarise,
 )
+from mmkd_lite.evaluate.zero_shot import zero_shot_accuracy, zero_shot_classifier
 
 __all__ = [
     "ProbeResult",
@@ -32,4 +33,6 @@ __all__ = [
     "retrieval",
     "retrieval_ranks",
     "summarise",
+    "zero_shot_accuracy",
+    "zero_shot_classifier",
 ]

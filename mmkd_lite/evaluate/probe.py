@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Vectors = Tensor | np.ndarray
-PATH = tuple(10.0**power for power in np.arange(-4.0, 2.01, 0.5))
-"""Inverse strengths C that the search tries, weakest model first: 13 points from 1e-4 to 100."""
+PATH = tuple(10.0**power for power in np.arange(-3.0, 3.01, 0.5))
+"""Inverse strengths C that the search tries, weakest model first: 13 points from 1e-3 to 1,000."""
 
 
 @dataclass(frozen=True)

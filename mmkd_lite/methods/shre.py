@@ -89,7 +89,9 @@ class SHRe(Method):
         elif options.fusion == "transformer":
             self.shared = SharedTransformer(width, config.image.heads, options.hidden_ratio)
             outputs = 2
-            self.class_head: Any = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, teacher.classes))
+            self.class_head: Any = nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, teacher.classes)
+            )
         else:
             raise ValueError(f"options.fusion={options.fusion!r} must be 'mlp' or 'transformer'")
         if not 1 <= options.contrast_layers <= outputs:

@@ -22,7 +22,9 @@ class Encoded(NamedTuple):
 
     encoder: Tensor  # (B, D): [CLS] of the tower, not normalised
     shared: Tensor  # (B, D): [CLS] after the shared layers; the tower's where there are none
-    contrast: tuple[Tensor, ...]  # unit vectors (B, d), one a contrast; the last is the retrieval space
+    contrast: tuple[
+        Tensor, ...
+    ]  # unit vectors (B, d), one a contrast; the last is the retrieval space
 
 
 class SharedSpace(nn.Module):
