@@ -175,6 +175,37 @@ def difference_rows(
     return rows
 
 
+def accuracy_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return one row a variant: every accuracy with its interval and the parameters; then chance and majority.
+
+    Scores that some record lacks are left out.
+    """
+    everything = [
+        record["metrics"] for records in comparison.records.values() for record in records
+    ]
+    first = _first_record(comparison)["metrics"]
+    names = [
+        name
+        for name, scores in first.items()
+        if "accuracy" in scores and all(name in metrics for metrics in everything)
+    ]
+    if not names:
+        return []
+    rows: list[dict[str, Any]] = []
+    for label, records in comparison.records.items():
+        if records:
+            row: dict[str, Any] = {"accuracy of": label}
+            for name in names:
+                values = comparison.values(label, f"{name}.accuracy")
+                row[name.replace("_", " ")] = mean_and_interval(list(values.values()))
+            row["parameters"] = records[0]["metrics"].get("model", {}).get("parameters")
+            rows.append(row)
+    for base in ("chance", "majority"):
+        row = {name.replace("_", " "): first[name][base] for name in names}
+        rows.append({"accuracy of": base, **row})
+    return rows
+
+
 def gallery_names(comparison: Comparison) -> list[str]:
     """Return the galleries that were scored, the usual one first."""
     metrics = _first_record(comparison)["metrics"]
@@ -194,7 +225,7 @@ def comparison_tables(comparison: Comparison, kind: str = "markdown") -> str:
             if records
         }
         shown.append({"mean recall on": label, **means})
-    tables = [scores, shown, difference_rows(comparison)]
+    tables = [scores, shown, accuracy_rows(comparison), difference_rows(comparison)]
     return "\n\n".join(results_table(rows, kind=kind) for rows in tables if rows)
 
 

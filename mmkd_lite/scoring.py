@@ -18,7 +18,13 @@ from mmkd_lite.data.pairs import Pairs, open_pairs
 from mmkd_lite.data.scenes import Gallery, gallery
 from mmkd_lite.data.sprites import available_artists
 from mmkd_lite.data.tokenizer import load_tokenizer
-from mmkd_lite.evaluate import embed_images, embed_texts, one_caption_each, retrieval
+from mmkd_lite.evaluate import (
+    count_parameters,
+    embed_images,
+    embed_texts,
+    one_caption_each,
+    retrieval,
+)
 from mmkd_lite.evaluate.within import retrieval_within_groups
 from mmkd_lite.methods import Method
 from mmkd_lite.picture_scores import score_pictures
@@ -37,6 +43,10 @@ def score_run(run: Run) -> dict[str, dict[str, Any]]:
     """Score a finished run: retrieval on every gallery of its data, and classification of emoji pictures."""
     method = run.load_method()
     scores = score_method(method, run.config)
+    scores["model"] = {
+        "parameters": count_parameters(method),
+        "trainable_parameters": count_parameters(method, trainable=True),
+    }
     if run.config.data.source == "emoji":
         scores |= score_pictures(method, run.config)
     return scores

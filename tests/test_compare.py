@@ -12,6 +12,7 @@ from mmkd_lite import scoring
 from mmkd_lite.compare import compare, compare_command, parse_variant
 from mmkd_lite.comparison import (
     Comparison,
+    accuracy_rows,
     chance_row,
     comparison_tables,
     difference_rows,
@@ -328,3 +329,18 @@ def test_real_comparison_at_tiny_scale(tmp_path, monkeypatch, capsys):
             **after[label][0]["metrics"],
             "training": 0,
         }
+
+
+def test_accuracies_stand_beside_chance_majority_and_parameters():
+    def record(seed, accuracy):
+        scores = {"accuracy": accuracy, "chance": 10.0, "majority": 30.0}
+        metrics = {"probe_fine": scores, "model": {"parameters": 7}}
+        return {"seed": seed, "seconds": 1.0, "metrics": metrics}
+
+    found = Comparison("tiny", {"a": [record(0, 40.0), record(1, 60.0)], "b": []})
+    first, chance, majority = accuracy_rows(found)
+    assert first["accuracy of"] == "a" and first["probe fine"].mean == 50.0
+    assert first["parameters"] == 7
+    assert (chance["probe fine"], majority["probe fine"]) == (10.0, 30.0)
+    found.records["b"].append({"seed": 0, "seconds": 1.0, "metrics": {"model": {}}})
+    assert accuracy_rows(found) == []  # a score that some record lacks would compare nothing

@@ -85,7 +85,7 @@ def test_another_augmentation_is_refused(tmp_path):
     (folder,) = cache_folders()
     pairs.flip = 0.5
     chosen = tiny(tmp_path, "run", train__targets=str(folder))
-    with pytest.raises(ValueError, match="augmentation.flip"):
+    with pytest.raises(ValueError, match=r"augmentation\.flip"):
         CachedTargets(pairs, method, chosen)
 
 

@@ -85,7 +85,8 @@ def test_pictures_show_only_what_scenes_show_and_labels_fit_their_names() -> Non
 def test_a_student_is_scored_beside_chance_and_majority() -> None:
     config = resolve("contrast", "tiny")
     scores = score_pictures(build(config), config)
-    assert set(scores) == {f"{kind}_{level}" for kind in ("zero_shot", "probe") for level in ("fine", "coarse")}  # fmt: skip
+    kinds, levels = ("zero_shot", "probe"), ("fine", "coarse")
+    assert set(scores) == {f"{kind}_{level}" for kind in kinds for level in levels}
     for row in scores.values():
         assert 0 <= row["accuracy"] <= 100 and row["n"] == 200
         assert row["chance"] == pytest.approx(100 / row["classes"])

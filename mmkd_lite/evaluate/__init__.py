@@ -1,5 +1,6 @@
 """Evaluation: functions re-exported from files that bear other names."""
 
+from mmkd_lite.evaluate.cost import count_parameters
 from mmkd_lite.evaluate.embed import embed_images, embed_texts
 from mmkd_lite.evaluate.granularity import attainable, nearest_hits
 from mmkd_lite.evaluate.probe import ProbeResult, linear_probe
@@ -22,6 +23,7 @@ __all__ = [
     "attainable",
     "average_median_rank",
     "chance_recall",
+    "count_parameters",
     "embed_images",
     "embed_texts",
     "folds_1k",
