@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmkd_lite.comparison import read_comparison
+from mmkd_lite.coverage import method_table
 from mmkd_lite.report import HEADLINE, title_of
 from mmkd_lite.reproduce import find_notebooks
 from mmkd_lite.results import mean_and_interval, read_results, results_table
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-BEGIN = "<!-- notebooks:begin (python -m mmkd_lite refresh --readme) -->"
-END = "<!-- notebooks:end -->"
+BEGIN = "<!-- {}:begin (python -m mmkd_lite refresh --readme) -->"
+END = "<!-- {}:end -->"
 PICTURE = "data/readme_picture.png"
 PICTURE_BYTES = 200_000
 """Largest size of the picture."""
@@ -34,7 +35,7 @@ RECALLS = ("composition.i2t_r1", "composition.i2t_r5", "composition.i2t_r10")
 
 
 def write_table(root: Path) -> None:
-    """Renew the table of notebooks between its two markers in README.md.
+    """Renew the tables of notebooks and of methods between their markers in README.md.
 
     Args:
         root: The repository root.
@@ -44,11 +45,14 @@ def write_table(root: Path) -> None:
     """
     path = root / "README.md"
     text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"README.md lacks a marker; it needs the lines {BEGIN!r} and {END!r}")
-    write_atomic(path, f"{before}{BEGIN}\n{notebook_table(root)}\n{END}{after}")
+    for name, table in (("notebooks", notebook_table), ("methods", method_table)):
+        first, last = BEGIN.format(name), END.format(name)
+        before, begin, rest = text.partition(first)
+        _, end, after = rest.partition(last)
+        if not (begin and end):
+            raise ValueError(f"README.md lacks a marker; it needs the lines {first!r} and {last!r}")
+        text = f"{before}{begin}\n{table(root)}\n{end}{after}"
+    write_atomic(path, text)
 
 
 def notebook_table(root: Path) -> str:

@@ -108,7 +108,10 @@ def test_the_table_is_made_from_first_cells_and_recorded_results(tmp_path):
     }
     (tmp_path / "data" / "results" / "notebooks").mkdir(parents=True)
     (tmp_path / "data" / "results" / "notebooks" / "01_toy.json").write_text(json.dumps(record))
-    (tmp_path / "README.md").write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    blocks = [
+        f"{readme.BEGIN}\nold\n{readme.END}\n".format(name, name) for name in ("notebooks", "methods")
+    ]
+    (tmp_path / "README.md").write_text(f"before\n{blocks[0]}between\n{blocks[1]}after\n")
     readme.write_table(tmp_path)
     lines = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
@@ -154,3 +157,8 @@ def test_the_picture_shows_the_committed_comparison_with_its_intervals(tmp_path)
     heights = sorted(bar.get_height() for bar in axes.patches)
     assert heights == [10.0 * level + k + 2 for level in (1, 2, 3) for k in (1, 5, 10)]
     assert "5 seeds" in axes.get_title()
+
+
+def test_the_committed_methods_are_the_ones_that_the_command_writes():
+    root = repository_root()
+    assert readme.method_table(root) in (root / "README.md").read_text(encoding="utf-8")

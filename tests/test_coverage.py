@@ -1,0 +1,48 @@
+"""README's table of methods: every method says where it comes from, and results come from files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mmkd_lite import coverage
+from mmkd_lite.methods import METHODS, Method
+from mmkd_lite.methods.shre import SHRe
+from mmkd_lite.notebook import repository_root
+
+ROOT = repository_root()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_names_its_source_its_file_and_a_notebook_that_is_there(name):
+    row = coverage.method_row(name, METHODS[name], ROOT)
+    assert row["source"] and (ROOT / row["file"].strip("`")).is_file()
+    notebook = row["notebook"].partition("(")[2].rstrip(")")
+    assert (ROOT / notebook).is_file(), f"{name}: {notebook} is missing"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_preset_at_each_scale(name):
+    assert "laptop" in METHODS[name].presets
+
+
+def test_a_class_without_a_source_is_refused():
+    class Nameless(Method):
+        """Nothing."""
+
+    with pytest.raises(ValueError, match="Nameless needs a source and a notebook"):
+        coverage.method_row("nameless", Nameless, ROOT)
+
+
+def test_the_result_is_the_best_committed_variant_beside_chance(tmp_path):
+    (tmp_path / "compare").mkdir()
+    for variant, recalls in (("both", (10.0, 14.0)), ("kl_only", (3.0, 5.0))):
+        for seed, recall in enumerate(recalls):
+            scores = {"mean_recall": recall, "chance_i2t_r1": 0.1, "chance_t2i_r1": 0.3}
+            record = {"seed": seed, "seconds": 1.0, "configuration": {}}
+            path = tmp_path / "compare" / f"shre-{variant}__laptop__seed{seed}.json"
+            path.write_text(json.dumps({**record, "metrics": {"composition": scores}}))
+    text = coverage.committed_result("shre", SHRe, tmp_path)
+    assert text.startswith("both: mean recall 12.0 [") and text.endswith("(chance 0.2 %, n = 2)")
+    assert coverage.committed_result("shre", SHRe, tmp_path / "none") == "–"
