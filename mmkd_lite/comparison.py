@@ -114,15 +114,16 @@ def score_rows(comparison: Comparison, gallery: str = "") -> list[dict[str, Any]
 
     Args:
         comparison: From `compare` or `read_comparison`.
-        gallery: A key of the metrics, as "far"; the first one by default.
+        gallery: A key of the metrics, as "far"; the first one by default. Students of one modality
+            have none; their rows hold seeds and seconds, and `accuracy_rows` the rest.
     """
-    gallery = gallery or gallery_names(comparison)[0]
+    gallery = gallery or next(iter(gallery_names(comparison)), "")
     rows = []
     for label, records in comparison.records.items():
         if not records:
             continue
         row: dict[str, Any] = {"variant": label, "seeds": len(records)}
-        for name, key in COLUMNS.items():
+        for name, key in COLUMNS.items() if gallery else ():
             values = comparison.values(label, f"{gallery}.{key}")
             row[name] = mean_and_interval(list(values.values()))
         row["seconds"] = mean_and_interval(list(comparison.values(label, "seconds").values())).mean
@@ -151,10 +152,11 @@ def difference_rows(
 
     Args:
         comparison: From `compare` or `read_comparison`.
-        key: Dotted metric; the mean recall on the first gallery by default.
+        key: Dotted metric; by default the mean recall on the first gallery or, of students of one
+            modality, the first accuracy.
         baseline: A label; the first variant by default.
     """
-    key = key or f"{gallery_names(comparison)[0]}.mean_recall"
+    key = key or main_key(comparison)
     baseline = baseline or next(iter(comparison.records))
     rows = []
     for label, records in comparison.records.items():
@@ -212,11 +214,26 @@ def gallery_names(comparison: Comparison) -> list[str]:
     return [name for name, scores in metrics.items() if "mean_recall" in scores]
 
 
+def main_key(comparison: Comparison) -> str:
+    """Return the number that variants are compared by: a mean recall, else an accuracy.
+
+    Raises:
+        ValueError: The runs were scored by neither.
+    """
+    for key in ("mean_recall", "accuracy"):
+        for name, scores in _first_record(comparison)["metrics"].items():
+            if key in scores:
+                return f"{name}.{key}"
+    raise ValueError("the runs hold neither a mean recall nor an accuracy")
+
+
 def comparison_tables(comparison: Comparison, kind: str = "markdown") -> str:
     """Lay out recalls, chance, every gallery's mean recall and the paired differences."""
     if not any(comparison.records.values()):
         return "no run finished"
-    scores = [*score_rows(comparison), chance_row(comparison)]
+    scores = score_rows(comparison)
+    if gallery_names(comparison):
+        scores.append(chance_row(comparison))
     shown = []
     for label, records in comparison.records.items():
         means = {
@@ -224,7 +241,8 @@ def comparison_tables(comparison: Comparison, kind: str = "markdown") -> str:
             for name in gallery_names(comparison)
             if records
         }
-        shown.append({"mean recall on": label, **means})
+        if gallery_names(comparison):
+            shown.append({"mean recall on": label, **means})
     tables = [scores, shown, accuracy_rows(comparison), difference_rows(comparison)]
     return "\n\n".join(results_table(rows, kind=kind) for rows in tables if rows)
 

@@ -37,10 +37,9 @@ class Embeddings:
             )
         check_unit_norm(self.image, "image")
         check_unit_norm(self.text, "text")
-        if float(self.scale) <= 0:
-            raise ValueError(
-                f"scale must be positive, got {float(self.scale)}; pass exp(log_scale)"
-            )
+        scale = float(self.scale.detach() if isinstance(self.scale, Tensor) else self.scale)
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}; pass exp(log_scale)")
 
     def logits(self) -> Tensor:
         """Return scaled cosine similarities (B, B): rows are images, columns are texts."""

@@ -107,10 +107,10 @@ class Training:
         """Do one update; return its row of metrics and whether some process asks to stop."""
         progress = self.done / self.steps
         rate = learning_rate(self.done, self.steps, self.peak_rate, self.settings.warmup_fraction)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         with torch.no_grad():
             self.method.before_step(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self.method.rate_scales.get(group["part"], 1.0)
         loss, terms = self.model(batch, progress)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.clip_norm or math.inf)

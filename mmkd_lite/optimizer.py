@@ -40,7 +40,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup_fraction: float = 0
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def is_decayed(name: str, parameter: Tensor, owner: nn.Module) -> bool:
+def is_decayed(
+    name: str, parameter: Tensor, owner: nn.Module, decay_embeddings: bool = False
+) -> bool:
     """Tell whether weight decay applies to a parameter: only to matrices that multiply something.
 
     Biases, norms and log scales (at most one dimension), lookup tables (`nn.Embedding`) and
@@ -50,8 +52,11 @@ def is_decayed(name: str, parameter: Tensor, owner: nn.Module) -> bool:
         name: Name of the parameter within `owner`.
         parameter: The parameter itself, of any shape.
         owner: The module that holds it.
+        decay_embeddings: Decay lookup tables and class tokens all the same; see notebook 13.
     """
-    if parameter.ndim <= 1 or isinstance(owner, nn.Embedding):
+    if isinstance(owner, nn.Embedding) or "cls" in name:
+        return decay_embeddings
+    if parameter.ndim <= 1:
         return False
     return not any(word in name for word in NOT_DECAYED)
 
@@ -60,40 +65,49 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     """Split the trainable parameters of `module` in those that decay and those that do not.
 
     Args:
-        module: Any module; frozen parameters are left out, shared ones appear once.
+        module: Any module; frozen parameters are left out, shared ones appear once. Where it or a
+            part of it (a `Method`) has a true `decay_embeddings`, lookup tables and class tokens decay.
         weight_decay: Decay of the first group; the second has 0.
 
     Returns:
-        Groups for a torch optimiser with the keys `params`, `names` (in the same order) and
-        `weight_decay`. A group without parameters is left out.
+        Groups for a torch optimiser with the keys `params`, `names` (in the same order),
+        `weight_decay` and `part`: the entry of the method's `rate_scales` that the names begin with,
+        "" for none. A group without parameters is left out.
 
     Raises:
         ValueError: Nothing in `module` can be trained.
     """
-    decayed: dict[str, nn.Parameter] = {}
-    kept: dict[str, nn.Parameter] = {}
+    embeddings = any(getattr(part, "decay_embeddings", False) for part in module.modules())
+    parts = {
+        f"{path}.{start}".lstrip("."): start
+        for path, owner in module.named_modules()
+        for start in getattr(owner, "rate_scales", ())
+    }
+    groups: dict[tuple[bool, str], dict[str, nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             owner_name, _, own_name = name.rpartition(".")
-            group = (
-                decayed
-                if is_decayed(own_name, parameter, module.get_submodule(owner_name))
-                else kept
-            )
-            group[name] = parameter
-    if not decayed and not kept:
+            owner = module.get_submodule(owner_name)
+            decays = is_decayed(own_name, parameter, owner, embeddings)
+            part = next((own for start, own in parts.items() if name.startswith(start)), "")
+            groups.setdefault((decays, part), {})[name] = parameter
+    if not groups:
         raise ValueError(
             f"{type(module).__name__} has no trainable parameter; nothing can be trained"
         )
     return [
-        {"params": list(group.values()), "names": list(group), "weight_decay": decay}
-        for group, decay in ((decayed, weight_decay), (kept, 0.0))
-        if group
+        {
+            "params": list(group.values()),
+            "names": list(group),
+            "weight_decay": weight_decay if decays else 0.0,
+            "part": part,
+        }
+        for (decays, part), group in sorted(groups.items(), key=lambda item: not item[0][0])
     ]
 
 
 def build_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the two groups of `module`; the learning rate is set before every step.
+    """AdamW over the groups of `module`; the learning rate is set before every step.
 
     Args:
         module: Already on the device where it is trained.

@@ -68,21 +68,24 @@ def probe_score(
     }
 
 
-def labelled_pictures(config: RunConfig, split: str, artist: str = "twemoji") -> Labelled:
+def labelled_pictures(
+    config: RunConfig, split: str, artist: str = "twemoji", shift: str = "none"
+) -> Labelled:
     """Return one-object pictures of the concepts that scenes are made of.
 
     Args:
         config: Gives picture size, concepts and scale (fewer pictures at "tiny").
         split: "train" or "composition".
         artist: Who drew them; concepts that the artist lacks are left out.
+        shift: "none" or "near".
     """
     count = 1 if config.scale == "tiny" else PICTURES_A_CONCEPT[split]
-    return _pictures(config.data, split, artist, count)
+    return _pictures(config.data, split, artist, shift, count)
 
 
 @functools.lru_cache(maxsize=4)
-def _pictures(data: DataConfig, split: str, artist: str, count: int) -> Labelled:
-    source = EmojiPictures(data.image_size, split, artist)
+def _pictures(data: DataConfig, split: str, artist: str, shift: str, count: int) -> Labelled:
+    source = EmojiPictures(data.image_size, split, artist, shift)
     wanted = np.intersect1d(scene_concepts(data.concepts), source.pool)
     shown: np.ndarray = np.empty(0, dtype=np.int64)
     while len(shown) == 0 or min((shown == concept).sum() for concept in wanted) < count:

@@ -27,6 +27,7 @@ from mmkd_lite.evaluate import (
 )
 from mmkd_lite.evaluate.within import retrieval_within_groups
 from mmkd_lite.methods import Method
+from mmkd_lite.one_modality_scores import score_one_modality
 from mmkd_lite.picture_scores import score_pictures
 from mmkd_lite.runs import Run
 from mmkd_lite.storage import sha256_of_arrays
@@ -40,14 +41,18 @@ EMOJI_GALLERIES = {
 
 
 def score_run(run: Run) -> dict[str, dict[str, Any]]:
-    """Score a finished run: retrieval on every gallery of its data, and classification of emoji pictures."""
+    """Score a finished run by what its method is `scored_by`, and count its parameters.
+
+    Students of pairs are scored by retrieval on every gallery, and by classification of emoji pictures.
+    """
     method = run.load_method()
-    scores = score_method(method, run.config)
+    pairs = method.scored_by == "retrieval"
+    scores = (score_method if pairs else score_one_modality)(method, run.config)
     scores["model"] = {
         "parameters": count_parameters(method),
         "trainable_parameters": count_parameters(method, trainable=True),
     }
-    if run.config.data.source == "emoji":
+    if pairs and run.config.data.source == "emoji":
         scores |= score_pictures(method, run.config)
     return scores
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmkd_lite.config import RunConfig, resolve, to_dict
+from mmkd_lite.models.classifier import HeadlessImageModel
 from mmkd_lite.storage import read_json, sha256_of_file, write_atomic, write_json
 from mmkd_lite.teachers import IMAGE_SIZE, TEACHERS_FOLDER, Teacher, load_teacher, manifest
 
@@ -30,7 +32,24 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "text": ("masked_words", {"train.steps": 3000}),
+    "clip": (
+        "contrast",
+        {
+            "options.layout": "clip",
+            "options.shared_layers": 0,
+            "image.layers": 3,
+            "text.layers": 4,
+            "train.batch_size": 128,
+            "train.steps": 1500,
+            "train.base_lr": 8e-3,
+            "train.weight_decay": 0.05,
+            "train.checkpoint_every": 100,
+        },
+    ),
 }
+# What `clip` makes of a patch is the target, as BEiTv2's visual tokens come from CLIP; no labels.
+RECIPES["bottleneck"] = ("masked_features", {"teacher": "clip", "train.steps": 1500})
+RECIPES["latent"] = ("masked_latents", {"train.steps": 1500})
 PICTURES = 2000
 """Pictures per row of the score table."""
 
@@ -74,7 +93,7 @@ def train_teacher(name: str, seed: int = 0, folder: Path = TEACHERS_FOLDER) -> d
     config = recipe(name, seed)
     run = fit(config)
     trained: Any = run.load_method()
-    state = {key: _half(value) for key, value in trained.model.state_dict().items()}
+    state = {key: _half(value) for key, value in teacher_state(trained).items()}
     path = folder / f"{name}.safetensors"
     write_atomic(path, save(state))
     record = {
@@ -87,6 +106,19 @@ def train_teacher(name: str, seed: int = 0, folder: Path = TEACHERS_FOLDER) -> d
     }
     _record(name, record, folder)
     return score_teacher(name, folder)
+
+
+def teacher_state(trained: Any) -> dict[str, Tensor]:
+    """Return the weights of the part that is shipped: the model, or the two towers with their scale."""
+    if not hasattr(trained, "space"):
+        return trained.model.state_dict()
+    renamed = {"scales.0.log_scale": "log_scale"}
+    state = {}
+    for key, value in trained.state_dict().items():
+        key = renamed.get(key, key.removeprefix("space."))
+        found = re.fullmatch(r"projections\.(image|text)\.(.+)", key)
+        state[f"{found[1]}_projection.{found[2]}" if found else key] = value
+    return state
 
 
 def score_teacher(name: str, folder: Path = TEACHERS_FOLDER) -> dict[str, Any]:
@@ -118,7 +150,49 @@ def score(teacher: Teacher, pictures: int = PICTURES) -> dict[str, dict[str, flo
         return {
             name: classifier_score(teacher, pictures, **shift) for name, shift in SHIFTS.items()
         }
+    if hasattr(teacher.model, "encode_text"):
+        return {"composition": retrieval_score(teacher)}
+    if isinstance(teacher.model, HeadlessImageModel):
+        return probe_scores(teacher)
     return {"composition": masked_word_score(teacher, pictures)}
+
+
+def retrieval_score(teacher: Teacher) -> dict[str, float]:
+    """Return recalls of a two-tower teacher on the gallery of unseen scenes, in per cent, beside chance."""
+    from mmkd_lite.data.scenes import gallery
+    from mmkd_lite.data.tokenizer import load_tokenizer
+    from mmkd_lite.evaluate import embed_images, embed_texts, retrieval
+
+    data = recipe("clip").data
+    shown = gallery(data, data.gallery_images, "composition")
+    tokens = load_tokenizer().encode(shown.captions, data.max_tokens)
+    image = embed_images(teacher.model.encode_image, torch.as_tensor(shown.images))
+    text = embed_texts(teacher.model.encode_text, tokens)
+    found = retrieval(image, text, torch.as_tensor(shown.image_of_text))
+    return {key: value for key, value in found.items() if "_r" in key and key != "protocol"}
+
+
+def probe_scores(teacher: Teacher) -> dict[str, dict[str, float]]:
+    """Return linear-probe accuracies of [CLS] and of the mean patch, fine and coarse, in per cent."""
+    from mmkd_lite.evaluate import embed_images
+    from mmkd_lite.picture_scores import LEVELS, labelled_pictures, probe_score
+
+    config = recipe("latent")
+    train, test = (labelled_pictures(config, split) for split in ("train", "composition"))
+    encoder = teacher.model.encoder
+    pools: dict[str, Callable[[Tensor], Tensor]] = {
+        "cls": lambda images: encoder(images)[:, 0],
+        "patches": lambda images: encoder(images)[:, 1:].mean(dim=1),
+    }
+    scores: dict[str, dict[str, float]] = {}
+    for pool, encode in pools.items():
+        features = [embed_images(encode, part.images) for part in (train, test)]
+        row = {}
+        for level in LEVELS:
+            found = probe_score(features[0], features[1], train, test, level)
+            row |= {level: found["accuracy"], f"{level}_majority": found["majority"]}
+        scores[pool] = row
+    return scores
 
 
 def classifier_score(

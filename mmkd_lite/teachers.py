@@ -6,6 +6,7 @@ configuration, seed, command and measured scores). `python -m mmkd_lite teachers
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmkd_lite.config import TowerConfig
-from mmkd_lite.models import seeded
-from mmkd_lite.models.classifier import ImageClassifier, MaskedWordModel, TimmClassifier
+from mmkd_lite.models import ImageEncoder, TextEncoder, seeded
+from mmkd_lite.models.classifier import (
+    HeadlessImageModel,
+    ImageClassifier,
+    MaskedWordModel,
+    TimmClassifier,
+)
 from mmkd_lite.storage import read_json, sha256_of_arrays, sha256_of_file
 
 TEACHERS_FOLDER = Path(__file__).parents[1] / "data" / "teachers"
@@ -103,15 +109,37 @@ def _text() -> tuple[nn.Module, int]:
     return MaskedWordModel(TOWER, load_tokenizer().vocab_size, MAX_TOKENS), 0
 
 
-SHIPPED: dict[str, Callable[[], tuple[nn.Module, int]]] = {"cnn": _cnn, "vit": _vit, "text": _text}
+def _self_supervised() -> tuple[nn.Module, int]:
+    return HeadlessImageModel(dataclasses.replace(TOWER, layers=4), IMAGE_SIZE), 0
+
+
+def _clip() -> tuple[nn.Module, int]:
+    from mmkd_lite.data.tokenizer import load_tokenizer
+    from mmkd_lite.models.clip import ScaledTowers
+
+    image = ImageEncoder(dataclasses.replace(TOWER, layers=3), IMAGE_SIZE)
+    tower = dataclasses.replace(TOWER, layers=4)
+    text = TextEncoder(tower, load_tokenizer().vocab_size, MAX_TOKENS)
+    return ScaledTowers(image, text, TOWER.width), 0
+
+
+SHIPPED: dict[str, Callable[[], tuple[nn.Module, int]]] = {
+    "cnn": _cnn,
+    "vit": _vit,
+    "text": _text,
+    "clip": _clip,
+    "bottleneck": _self_supervised,
+    "latent": _self_supervised,
+}
 
 
 def load_teacher(name: str, *, seed: int = 0) -> Teacher:
     """Return a frozen teacher by name.
 
     Args:
-        name: "cnn", "vit" or "text" (shipped); "random-cnn" and so on (the same architecture, random weights);
-            "timm:NAME" (published weights) or "timm-random:NAME" (random weights).
+        name: "cnn", "vit", "text", "clip", "bottleneck" or "latent" (shipped); "random-cnn" and so on (the same architecture, random weights);
+            "timm:NAME" (published weights) or "timm-random:NAME" (random weights); for CLIP "transformers:NAME"
+            (a hub name or a folder) or "transformers-random:teacher".
         seed: of the random weights.
 
     Raises:
@@ -130,9 +158,15 @@ def load_teacher(name: str, *, seed: int = 0) -> Teacher:
         if kind in ("timm", "timm-random") and architecture:
             timm_model = TimmClassifier(architecture, pretrained=kind == "timm")
             return Teacher(name, timm_model, timm_model.encoder.num_classes)
+        if kind in ("transformers", "transformers-random") and architecture:
+            from mmkd_lite.models.clip import PublishedTowers, build, load_published
+
+            published = kind == "transformers"
+            clip = load_published(architecture) if published else PublishedTowers(build(architecture))
+            return Teacher(name, clip, image_size=clip.image_size)
     raise ValueError(
         f"unknown teacher {name!r}; valid: {', '.join(SHIPPED)}, random-NAME for one of these with "
-        "random weights, timm:NAME, timm-random:NAME"
+        "random weights, timm:NAME, timm-random:NAME, transformers:NAME, transformers-random:teacher"
     )
 
 

@@ -20,6 +20,15 @@ def mean_squared_error_loop(prediction: Tensor, target: Tensor) -> Tensor:
     return total / count
 
 
+def cosine_distance_loop(prediction: Tensor, target: Tensor) -> Tensor:
+    """Average 1 - cosine over the rows of two (B, d) tensors."""
+    rows = []
+    for predicted, wanted in zip(prediction, target, strict=True):
+        lengths = torch.sqrt(dot(predicted, predicted) * dot(wanted, wanted))
+        rows.append(1 - dot(predicted, wanted) / lengths)
+    return sum_of(rows) / len(rows)
+
+
 def softmax_loop(logits: Tensor) -> list[Tensor]:
     """Return the probabilities of one row of logits (C,)."""
     exponentials = [torch.exp(value) for value in logits]
@@ -106,3 +115,108 @@ def sum_of(values: list[Tensor]) -> Tensor:
     for value in values[1:]:
         total = total + value
     return total
+
+
+def map_loop(left: Tensor, right: Tensor) -> list[list[Tensor]]:
+    """Inner products of the rows of two matrices, one by one."""
+    return [[dot(a, b) for b in right] for a in left]
+
+
+def map_distance_loop(student: tuple, teacher: tuple, mean: bool = False) -> Tensor:
+    """Squared differences of two maps, each given by its left and right rows, added up (or averaged)."""
+    ours, theirs = map_loop(*student), map_loop(*teacher)
+    terms = [(a - b.detach()) ** 2 for x, y in zip(ours, theirs) for a, b in zip(x, y)]  # noqa: B905
+    return sum_of(terms) / (len(terms) if mean else 1)
+
+
+def similarity_maps_loop(student, teacher, inter: float = 1, intra: float = 1, mean: bool = False):
+    """Equation 3.3 of DistillCLIP; models are (image rows, text rows)."""
+    (v, w), (a, b) = student, teacher
+    within = map_distance_loop((v, v), (a, a), mean) + map_distance_loop((w, w), (b, b), mean)
+    return inter * map_distance_loop((v, w), (a, b), mean) + intra * within
+
+
+def map_rows_loop(left: Tensor, right: Tensor, scale, skip_own: bool = False) -> Tensor:
+    """The scaled map (B, N), or (B, N - 1) without each row's own column."""
+    rows = map_loop(left, right)
+    kept = [[x for j, x in enumerate(r) if not (skip_own and j == i)] for i, r in enumerate(rows)]
+    return torch.stack([torch.stack([scale * x for x in row]) for row in kept])
+
+
+def map_divergence_loop(student, teacher, scales, pairs) -> Tensor:
+    """Mean divergence of the named maps: `pairs` lists (rows, columns), 0 for images, 1 for texts."""
+    total = [
+        kl_divergence_loop(
+            map_rows_loop(student[r], student[c], scales[0], r == c),
+            map_rows_loop(teacher[r], teacher[c], scales[1], r == c),
+        )
+        for r, c in pairs
+    ]
+    return sum_of(total) / 2
+
+
+def soft_cross_entropy_loop(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Average -sum p log q over the rows."""
+    rows = [
+        sum_of([-p.detach() * torch.log(q) for p, q in zip(softmax_loop(t), softmax_loop(s))])  # noqa: B905
+        for s, t in zip(logits, teacher_logits, strict=True)
+    ]
+    return sum_of(rows) / len(rows)
+
+
+def soft_alignment_loop(
+    image, text, scale, aligned, swapped=True, mix=1.0, temperature=1.0, keep_diagonal=True, ids=None
+) -> Tensor:
+    """Both directions with targets written out; `aligned` (B,) bool, `ids` (B,) for masked candidates."""
+    logits = [[scale * x for x in row] for row in map_loop(image, text)]
+    size, terms = len(logits), []
+    for s in (logits, list(zip(*logits, strict=True))):  # row i asks, column j answers
+        may = [[i == j or ids is None or ids[i] != ids[j] for j in range(size)] for i in range(size)]
+        soft = [[may[i][j] and (keep_diagonal or i != j) for j in range(size)] for i in range(size)]
+        e = [[torch.exp(x.detach() / temperature) for x in row] for row in s]
+        for i in range(size):
+            belief = [s[i][i].detach() * 0] * size
+            for j in range(size):
+                if soft[i][j]:
+                    others = [e[k][j] for k in range(size) if soft[k][j]] if swapped else [1]
+                    belief[j] = e[i][j] / sum_of(others)
+            total = sum_of([torch.exp(s[i][j]) for j in range(size) if may[i][j]])
+            for j in range(size):
+                if may[i][j]:
+                    own, share = float(i == j), belief[j] / sum_of(belief)
+                    target = own if aligned[i] else (1 - mix) * own + mix * share
+                    terms.append(-target * torch.log(torch.exp(s[i][j]) / total))
+    return sum_of(terms) / (2 * size)
+
+
+def instance_norm_loop(state: Tensor, valid: list[int], eps: float = 1e-5) -> dict[int, Tensor]:
+    """Token -> vector (D,) of one sequence (T, D), each channel over the valid tokens."""
+    columns = []
+    for channel in range(state.shape[1]):
+        values = [state[t, channel] for t in valid]
+        mean = sum_of(values) / len(values)
+        variance = sum_of([(v - mean) ** 2 for v in values]) / len(values)
+        columns.append([(v - mean) / torch.sqrt(variance + eps) for v in values])
+    return {t: torch.stack([column[k] for column in columns]) for k, t in enumerate(valid)}
+
+
+def hidden_states_loop(student, teacher, mask=None, layer_norm: bool = False) -> Tensor:
+    """Squared error between averages of instance-normalised layers, one token and channel at a time."""
+
+    def average(normalised: list[dict[int, Tensor]], token: int) -> Tensor:
+        mean = sum_of([layer[token] for layer in normalised]) / len(normalised)
+        if not layer_norm:
+            return mean
+        centre = sum_of(list(mean)) / len(mean)
+        variance = sum_of([(v - centre) ** 2 for v in mean]) / len(mean)
+        return torch.stack([(v - centre) / torch.sqrt(variance + 1e-5) for v in mean])
+
+    squares = []
+    for row in range(student[0].shape[0]):
+        tokens = range(student[0].shape[1])
+        valid = [t for t in tokens if mask is None or bool(mask[row, t])]
+        sides = [[instance_norm_loop(h[row], valid) for h in side] for side in (student, teacher)]
+        for t in valid:
+            ours, theirs = (average(side, t) for side in sides)
+            squares += [(a - b.detach()) ** 2 for a, b in zip(ours, theirs, strict=True)]
+    return sum_of(squares) / len(squares)

@@ -202,8 +202,5 @@ def test_integers_and_empty_tensors_are_refused():
 def test_the_table_of_conventions_has_a_row_for_every_loss():
     table = losses.conventions_table()
     functions = [name for name in losses.__all__ if name != "conventions_table"]
-    assert [line.split()[0] for line in table.splitlines()[2:]] == [
-        "mean_squared_error", "kl_divergence", "cross_entropy", "info_nce", "image_text_contrast"
-    ]  # fmt: skip
-    assert set(functions) == {line.split()[0] for line in table.splitlines()[2:]}
+    assert sorted(functions) == sorted(line.split()[0] for line in table.splitlines()[2:])
     assert max(len(line) for line in table.splitlines()) <= 120

@@ -171,3 +171,17 @@ def test_missing_or_broken_files_are_named(tmp_path):
     (tmp_path / "no_mask.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"lacks \[MASK\]"):
         tokenizer.load_tokenizer(str(tmp_path / "no_mask.json"))
+
+
+def test_clips_tokenizer_from_a_folder_starts_and_ends_texts_its_own_way(tmp_path):
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(tmp_path)
+    clip = tokenizer.load_tokenizer(str(tmp_path))
+    tokens = clip.encode(["a dog", "cat"], 10)
+    start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    assert (clip.cls_id, clip.sep_id, clip.pad_id) == (start, end, end)
+    expected = [start, *(vocabulary[x] for x in ("a</w>", "d", "o", "g</w>")), end, end, end, end]
+    assert tokens[0, :9].tolist() == expected
+    assert tokens[1, -1] == end and clip.vocab_size == len(names)

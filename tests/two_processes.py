@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from mmkd_lite.losses import image_text_contrast, info_nce
+from mmkd_lite.losses import image_text_contrast, info_nce, label_smoothing, soft_alignment
 
 WORLD, ROWS, WIDTH, BANK = 2, 3, 6, 4
 IDS = torch.tensor([4, 1, 2, 1, 4, 3])  # equal ids both within and across processes
@@ -56,7 +56,22 @@ def one_direction(image, text, scale, ids, bank):
     return info_nce(text, image, scale, bank=bank[0], query_id=ids, key_id=ids)
 
 
-CASES = {case.__name__: case for case in (contrast, contrast_with_everything, one_direction)}
+def soft_targets(image, text, scale, ids, bank):
+    """Each process brings a generator of its own; the aligned set of rank 0 counts."""
+    generator = torch.Generator().manual_seed(int(ids[0]))
+    return soft_alignment(
+        image, text, scale, aligned_fraction=0.5, generator=generator, image_id=ids
+    )
+
+
+def smoothed(image, text, scale, ids, bank):
+    return label_smoothing(image, text, scale, smoothing=0.2)
+
+
+CASES = {
+    case.__name__: case
+    for case in (contrast, contrast_with_everything, one_direction, soft_targets, smoothed)
+}
 
 
 def run(model, rows: slice) -> dict[str, torch.Tensor]:

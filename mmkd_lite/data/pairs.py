@@ -9,18 +9,27 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmkd_lite.config import DataConfig, RunConfig
 from mmkd_lite.data import draws, karpathy
-from mmkd_lite.data.batches import Batch, as_batch, global_rows
+from mmkd_lite.data.batches import Batch, as_batch, epoch_order, global_rows
 from mmkd_lite.data.captions import CAPTIONS_PER_IMAGE
 from mmkd_lite.data.coco import CocoPairs
 from mmkd_lite.data.scenes import EmojiScenes, Gallery, gallery
 from mmkd_lite.data.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["SOURCES", "CocoPairs", "EmojiPairs", "Pairs", "loader", "open_pairs"]
+__all__ = [
+    "SOURCES",
+    "CocoPairs",
+    "EmojiPairs",
+    "Pairs",
+    "RecycledEmojiPairs",
+    "loader",
+    "open_pairs",
+]
 SOURCES = ("emoji", *karpathy.JSON_NAMES)
 
 
@@ -80,7 +89,10 @@ class EmojiPairs:
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
         """Rows of one process; see `Pairs.batch`."""
-        rows = global_rows(step, batch_size, rank, world)
+        return self.at(global_rows(step, batch_size, rank, world))
+
+    def at(self, rows: np.ndarray) -> Batch:
+        """The batch of some scenes of the split "train", by number (B,)."""
         drawn = self.scenes.batch(rows)
         choice = draws.uniforms(self.seed, "pairs:caption", rows, 1)[:, 0]
         numbers = draws.pick(choice, CAPTIONS_PER_IMAGE)  # (B,)
@@ -110,6 +122,28 @@ class EmojiPairs:
         count = self.config.gallery_images if images is None else images
         split = split or "composition"
         return gallery(self.config, count, split, artist, shift, captions_per_image)
+
+
+class RecycledEmojiPairs(EmojiPairs):
+    """A fixed number of emoji pairs, shown epoch after epoch, each time in another order.
+
+    Args:
+        config: As for `EmojiPairs`.
+        seed: Seed of the run; decides captions and orders.
+        scenes: How many distinct scenes, at least 1; a smaller number is part of a larger one.
+    """
+
+    def __init__(self, config: DataConfig, seed: int = 0, *, scenes: int):
+        super().__init__(config, seed)
+        if scenes < 1:
+            raise ValueError(f"scenes={scenes} must be at least 1")
+        self.size: int = scenes
+
+    def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> Batch:
+        """Rows of one process; see `Pairs.batch`."""
+        positions = global_rows(step, batch_size, rank, world)
+        orders = {e: epoch_order(self.seed, e, self.size) for e in set(positions // self.size)}
+        return self.at(np.array([orders[p // self.size][p % self.size] for p in positions]))
 
 
 def open_pairs(config: RunConfig) -> Pairs:

@@ -21,6 +21,10 @@ from mmkd_lite import storage
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
+CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+CLIP_SPECIAL = (CLIP_END, CLIP_END, CLIP_START, CLIP_END, CLIP_END)
+"""CLIP's tokens in these five roles: its end of text is also its padding, and it never masks."""
+
 EMOJI_FILE = Path(__file__).parents[2] / "data" / "tokenizer.json"
 VOCABULARY_SIZE = 2000
 
@@ -46,7 +50,8 @@ class Tokenizer:
             ValueError: One of the five special tokens is missing.
         """
         known = backend.get_vocab()
-        missing = [token for token in SPECIAL if token not in known]
+        special = CLIP_SPECIAL if CLIP_START in known else SPECIAL
+        missing = [token for token in special if token not in known]
         if missing:
             raise ValueError(
                 f"the tokenizer lacks {', '.join(missing)}; a BERT-like WordPiece with "
@@ -57,7 +62,7 @@ class Tokenizer:
         self._backend = backend
         self.vocab_size: int = backend.get_vocab_size()
         self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (
-            known[token] for token in SPECIAL
+            known[token] for token in special
         )
         self.fingerprint = fingerprint or hashlib.sha256(backend.to_str().encode()).hexdigest()
         self.truncated = 0

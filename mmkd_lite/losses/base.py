@@ -30,6 +30,7 @@ class Convention(NamedTuple):
 
 CONVENTIONS = (
     Convention("mean_squared_error", "mean over every element", "none", "target"),
+    Convention("cosine_distance", "mean over rows", "none", "target"),
     Convention(
         "kl_divergence",
         "sum over classes, mean over rows",
@@ -48,6 +49,55 @@ CONVENTIONS = (
         "mean over pairs and both directions",
         "scale = exp(log_scale), > 0",
         "nothing",
+    ),
+    Convention(
+        "hidden_state_distillation", "mean over valid tokens and channels", "none", "teacher"
+    ),
+    Convention(
+        "similarity_map_distillation",
+        "sum (or mean) over map entries",
+        "none",
+        "teacher",
+    ),
+    Convention(
+        "similarity_map_divergence",
+        "mean over rows and directions",
+        "each model's own scale",
+        "teacher",
+    ),
+    Convention("feature_distillation", "mean over every element", "none", "teacher"),
+    Convention(
+        "relational_distillation",
+        "mean over rows and directions",
+        "each model's own scale",
+        "teacher",
+    ),
+    Convention(
+        "interactive_contrast",
+        "mean over pairs and both directions",
+        "the student's scale",
+        "teacher",
+    ),
+    Convention(
+        "affinity_mimicking",
+        "mean over rows and directions",
+        "one for both, or each its own",
+        "teacher",
+    ),
+    Convention(
+        "soft_alignment",
+        "mean over pairs and both directions",
+        "scale; target logits / T",
+        "soft targets (the own logits)",
+    ),
+    Convention(
+        "label_smoothing", "mean over pairs and both directions", "scale = exp(log_scale)", "nothing"
+    ),
+    Convention(
+        "hard_bootstrapping",
+        "mean over pairs and both directions",
+        "scale = exp(log_scale)",
+        "targets (the own first choice)",
     ),
 )
 """What is averaged, what is multiplied, and which argument never receives a gradient."""

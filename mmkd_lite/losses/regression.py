@@ -1,4 +1,4 @@
-"""Losses that compare vectors: the mean squared error."""
+"""Losses that compare vectors: the mean squared error and the cosine distance."""
 
 from __future__ import annotations
 
@@ -38,3 +38,31 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     if prediction.numel() == 0:
         raise ValueError(f"cannot average no elements: shape {tuple(prediction.shape)}")
     return F.mse_loss(prediction, target.detach())
+
+
+def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
+    r"""Average one minus the cosine between rows; lengths do not matter.
+
+    .. math:: L = \frac{1}{B} \sum_{i=1}^{B} \Big( 1 - \frac{\hat y_i \cdot y_i}{|\hat y_i|\,|y_i|} \Big)
+
+    For unit rows this is half the squared distance, so `d/2` times their mean squared error. The
+    target receives no gradient.
+
+    Args:
+        prediction: (B, d), floating point.
+        target: (B, d).
+
+    Returns:
+        A 0-d tensor in [0, 2].
+
+    Raises:
+        ValueError: If the shapes differ, are not (B, d), or a tensor is empty or not floating point.
+
+    Source: methods.md 4 and 14. Derived in notebooks/16_s_smke.ipynb.
+    """
+    check_same_shape(prediction, target, "prediction", "target")
+    if prediction.ndim != 2 or prediction.numel() == 0 or not prediction.is_floating_point():
+        raise ValueError(
+            f"prediction must be floating point (B, d), got {prediction.dtype} {tuple(prediction.shape)}"
+        )
+    return (1 - F.cosine_similarity(prediction, target.detach(), dim=-1)).mean()

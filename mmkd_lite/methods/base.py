@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -28,6 +29,11 @@ class Method(nn.Module):
         default_weights: weight of each loss term that `losses` returns.
         presets: scale -> dotted settings; "full" is the paper's recipe.
         variants: name -> dotted overrides, the rows of the method's comparison.
+        scored_by: "retrieval", or what a student of one modality is scored by: "pictures", "captions" or
+            "classes"; see `mmkd_lite/one_modality_scores.py`.
+        rate_scales: start of parameter names -> factor of their learning rate; an instance may set its
+            own in `__init__` and change the factors (not the names) in `before_step`.
+        decay_embeddings: whether weight decay reaches lookup tables and [CLS]; may be set by an instance.
 
     Source: the shape of seed 000's Codes 3 and 4. Used from notebook 15 on.
     """
@@ -37,6 +43,9 @@ class Method(nn.Module):
     default_weights: ClassVar[dict[str, float]] = {}
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
+    rate_scales: Mapping[str, float] = MappingProxyType({})
+    decay_embeddings: bool = False
+    scored_by: ClassVar[str] = "retrieval"
     teacher: Teacher | None
 
     def __init__(self, config: RunConfig, teacher: Teacher | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_lite.config import RunConfig
-from mmkd_lite.losses import image_text_contrast
+from mmkd_lite.losses import image_text_contrast, mean_squared_error
 from mmkd_lite.methods.base import Method
 from mmkd_lite.methods.towers import build_towers
-from mmkd_lite.models import ContrastScale, Encoded, SharedSpace
+from mmkd_lite.models import ContrastScale, Encoded, SharedSpace, initialise_weights
+from mmkd_lite.models.classifier import MaskedWordModel
 from mmkd_lite.models.fusion import INITIAL_SCALE
 from mmkd_lite.teachers import Teacher, shipped_state
 
@@ -86,16 +88,23 @@ class SharedSpaceMethod(Method):
 
     def _start_shared(self, start: str, first: int) -> None:
         """Give the shared blocks the layers of a shipped text teacher that follow the tower's."""
-        assert self.space.shared is not None
         state = shipped_state(start, "encoder.transformer.blocks.")
-        for number, block in enumerate(self.space.shared.blocks, first):
+        for number, block in enumerate(
+            self.space.shared.blocks if self.space.shared else (), first
+        ):
             prefix = f"{number}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if not own:
                 raise ValueError(
-                    f"options.shared_start={start!r} has no layer {number}; use fewer shared layers"
+                    f"options.shared_start={start!r} has no layer {number}; use fewer layers"
                 )
-            block.load_state_dict(own)
+            try:
+                block.load_state_dict(own)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"options.shared_start={start!r} does not fit a shared block of width "
+                    f"{self.config.text.width}: {error}"
+                ) from error
 
     def contrast(self, image: Encoded, text: Encoded, image_id: Tensor, **banks: Any) -> Tensor:
         """Return the mean over the contrasted outputs of the symmetric contrast, a 0-d tensor."""
@@ -123,6 +132,68 @@ class SharedSpaceMethod(Method):
 def freeze_embeddings(space: SharedSpace) -> None:
     """Stop the gradient of what comes before both towers' blocks."""
     for tower in (space.image_encoder, space.text_encoder):
-        for name, parameter in tower.named_parameters():
-            if not name.startswith("transformer."):
-                parameter.requires_grad_(False)
+        freeze_tower_embeddings(tower)
+
+
+def freeze_tower_embeddings(tower: nn.Module) -> None:
+    """Stop the gradient of what comes before one tower's blocks."""
+    for name, parameter in tower.named_parameters():
+        if not name.startswith("transformer."):
+            parameter.requires_grad_(False)
+
+
+def feature_width(teacher: Teacher, image_size: int) -> int:
+    """Return the size of the vector that an image teacher gives a picture.
+
+    Raises:
+        ValueError: the teacher reads texts.
+    """
+    if isinstance(teacher.model, MaskedWordModel):
+        raise ValueError(f"teacher {teacher.name!r} reads texts; use an image teacher, e.g. vit")
+    device = next(teacher.parameters()).device
+    return teacher.features(torch.zeros(1, 3, image_size, image_size, device=device)).shape[-1]
+
+
+def target_head(width: int, target_width: int, separate: bool = True) -> nn.Module:
+    """Return what lies between a student's [CLS] (B, D) and the teacher's (B, D_t).
+
+    Args:
+        width: D of the student.
+        target_width: D_t of the teacher.
+        separate: LayerNorm and Linear, so that the contrast keeps a space of its own; False regresses
+            the [CLS] itself.
+
+    Raises:
+        ValueError: no separate head, and widths that differ.
+    """
+    if separate:
+        head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, target_width))
+        initialise_weights(head)
+        return head
+    if width != target_width:
+        raise ValueError(
+            f"the teacher's vectors have width {target_width} and the student's {width}; without a "
+            "separate head they must agree"
+        )
+    return nn.Identity()
+
+
+def regression_terms(
+    image: Tensor,
+    text: Tensor,
+    target: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] = mean_squared_error,
+) -> dict[str, Tensor]:
+    r"""Return how far both modalities are from the teacher's vector of the *picture*.
+
+    .. math:: L_v = d(\hat h_v, t), \quad L_w = d(\hat h_w, t)
+
+    Args:
+        image: (B, D_t), the student's prediction from the picture.
+        text: (B, D_t), from the caption.
+        target: (B, D_t), the frozen teacher's [CLS] of the picture; a constant.
+        loss: d, such as `mean_squared_error` (mean over D_t, not sum) or `cosine_distance`.
+
+    Source: methods.md 7 and 11. Derived in notebooks/16_s_smke.ipynb.
+    """
+    return {"regression_image": loss(image, target), "regression_text": loss(text, target)}

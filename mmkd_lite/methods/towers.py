@@ -20,16 +20,28 @@ def build_towers(config: RunConfig) -> tuple[ImageEncoder, TextEncoder]:
     Source: methods.md, common defaults ("first 6 teacher blocks"). Used from notebook 15 on.
     """
     image = ImageEncoder(config.image, config.data.image_size)
-    length = config.text.max_positions or config.data.max_tokens
-    text = TextEncoder(
-        config.text, vocabulary_size(config), length, token_types=config.text.token_types
-    )
-    _start_image(image, config.image.start)
-    _start_text(text, config.text.start)
+    text = _text_tower(config)
+    start_image_tower(image, config.image.start)
+    start_text_tower(text, config.text.start)
     return image, text
 
 
-def _start_image(encoder: ImageEncoder, start: str) -> None:
+def build_text_tower(config: RunConfig) -> TextEncoder:
+    """Build the text encoder alone; see `build_towers`."""
+    text = _text_tower(config)
+    start_text_tower(text, config.text.start)
+    return text
+
+
+def _text_tower(config: RunConfig) -> TextEncoder:
+    length = config.text.max_positions or config.data.max_tokens
+    return TextEncoder(
+        config.text, vocabulary_size(config), length, token_types=config.text.token_types
+    )
+
+
+def start_image_tower(encoder: ImageEncoder, start: str) -> None:
+    """Give an image encoder its first weights; see `build_towers`."""
     if start.startswith("timm:"):
         from mmkd_lite.models.classifier import TimmClassifier
 
@@ -39,7 +51,8 @@ def _start_image(encoder: ImageEncoder, start: str) -> None:
         copy_first_layers(encoder, shipped_state(start, "encoder."), encoder.config.layers)
 
 
-def _start_text(encoder: TextEncoder, start: str) -> None:
+def start_text_tower(encoder: TextEncoder, start: str) -> None:
+    """Give a text encoder its first weights; see `build_towers`."""
     if start.startswith("transformers:"):
         from transformers import BertModel
 

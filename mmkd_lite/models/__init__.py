@@ -1,5 +1,6 @@
 """Encoders and shared parts; everything a method is assembled from."""
 
+from mmkd_lite.models.bank import Bank
 from mmkd_lite.models.convert import load_bert, load_timm_vit
 from mmkd_lite.models.fusion import (
     ContrastScale,
@@ -15,6 +16,7 @@ from mmkd_lite.models.initialise import (
     initialise_weights,
     seeded,
 )
+from mmkd_lite.models.quantizer import Codebook, ImageQuantizer
 from mmkd_lite.models.shared_space import Encoded, SharedSpace
 from mmkd_lite.models.text import TextEncoder, without_padding_columns
 from mmkd_lite.models.transformer import (
@@ -26,11 +28,14 @@ from mmkd_lite.models.transformer import (
 )
 
 __all__ = [
+    "Bank",
+    "Codebook",
     "ContrastScale",
     "CopyReport",
     "Encoded",
     "FeedForward",
     "ImageEncoder",
+    "ImageQuantizer",
     "MultiHeadAttention",
     "PostNormBlock",
     "PreNormBlock",

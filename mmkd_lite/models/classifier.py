@@ -42,6 +42,33 @@ class ImageClassifier(nn.Module):
         return self.head(self.features(images))
 
 
+class HeadlessImageModel(nn.Module):
+    """Our image encoder alone, behind the interface of the classifiers: a self-supervised teacher.
+
+    Args:
+        tower: the encoder's configuration.
+        image_size: side of the pictures in pixels.
+
+    Shape:
+        - images: (B, 3, H, W) in [0, 1]
+        - returns: [CLS] (B, D), as `features` does
+
+    Used in notebooks/05_teachers.ipynb.
+    """
+
+    def __init__(self, tower: TowerConfig, image_size: int) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(tower, image_size)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return [CLS] (B, D)."""
+        return self.encoder(images)[:, 0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return [CLS] (B, D)."""
+        return self.features(images)
+
+
 class TimmClassifier(nn.Module):
     """A classifier from timm behind the same interface, with its own normalisation inside.
 

@@ -36,7 +36,7 @@ def load_timm_vit(encoder: ImageEncoder, state: Mapping[str, Tensor]) -> None:
     block.
 
     Args:
-        encoder: pre-norm, with learned positions; changed in place.
+        encoder: pre-norm, with learned positions, or with fixed ones equal to timm's; changed in place.
         state: `state_dict` of the timm model.
 
     Raises:
@@ -46,9 +46,15 @@ def load_timm_vit(encoder: ImageEncoder, state: Mapping[str, Tensor]) -> None:
     Derived in notebooks/01_representations.ipynb.
     """
     config = encoder.config
-    if config.norm != "pre" or config.positions != "learned":
-        raise ValueError("timm's ViT needs an encoder with norm='pre' and positions='learned'")
     positions = _get(state, "pos_embed")[0]  # (1+N, D)
+    table = encoder.positions.table
+    fixed = positions[-len(table) :]
+    same = fixed.shape == table.shape and torch.allclose(fixed, table, atol=1e-3)
+    if config.norm != "pre" or (config.positions == "fixed" and not same):
+        raise ValueError(
+            "timm's ViT needs an encoder with norm='pre' and positions='learned'; 'fixed' will do where the "
+            "given ones are the sinusoids, as those of masked autoencoders"
+        )
     cls = _get(state, "cls_token").flatten()  # (D,)
     kernel = _get(state, "patch_embed.proj.weight")  # (D, 3, P, P)
     ours = {
@@ -57,6 +63,8 @@ def load_timm_vit(encoder: ImageEncoder, state: Mapping[str, Tensor]) -> None:
         "patch_projection.weight": kernel.flatten(1),  # (D, 3 P P), colour by colour as patchify
         "patch_projection.bias": _get(state, "patch_embed.proj.bias"),
     }
+    if config.positions == "fixed":
+        del ours["positions.table"]
     for layer in range(config.layers):
         ours |= _renamed(state, f"blocks.{layer}.", TIMM_BLOCK, layer)
     if f"blocks.{config.layers}.norm1.weight" not in state:

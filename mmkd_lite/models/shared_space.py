@@ -22,9 +22,8 @@ class Encoded(NamedTuple):
 
     encoder: Tensor  # (B, D): [CLS] of the tower, not normalised
     shared: Tensor  # (B, D): [CLS] after the shared layers; the tower's where there are none
-    contrast: tuple[
-        Tensor, ...
-    ]  # unit vectors (B, d), one a contrast; the last is the retrieval space
+    contrast: tuple[Tensor, ...]  # unit vectors (B, d), one a contrast; the last one retrieves
+    intermediate: Tensor | None = None  # (B, 4D): of the last shared block at [CLS], before GELU
 
 
 class SharedSpace(nn.Module):
@@ -98,17 +97,18 @@ class SharedSpace(nn.Module):
 
     def encode_image(self, images: Tensor) -> Encoded:
         """Encode images (B, 3, H, W) in [0, 1]."""
-        return self._encode(self.image_encoder(images), None, "image")
+        return self.encode_sequence(self.image_encoder(images), None, "image")
 
     def encode_text(self, tokens: Tensor) -> Encoded:
         """Encode token ids (B, M); padding is never attended to."""
         pad = self.text_encoder.pad_id
         tokens = without_padding_columns(tokens, pad)
-        return self._encode(self.text_encoder(tokens), tokens != pad, "text")
+        return self.encode_sequence(self.text_encoder(tokens), tokens != pad, "text")
 
-    def _encode(self, sequence: Tensor, mask: Tensor | None, side: str) -> Encoded:
+    def encode_sequence(self, sequence: Tensor, mask: Tensor | None, side: str) -> Encoded:
+        """Go on from a tower's output (B, T, D) and its mask (B, T); `side` is "image" or "text"."""
         cls = sequence[:, 0]
-        shared = self._share(sequence, mask, side)
+        shared, intermediate = self._share(sequence, mask, side)
         outputs = {
             "none": lambda: [shared],
             "single": lambda: [self.projections["shared"](shared)],
@@ -119,12 +119,15 @@ class SharedSpace(nn.Module):
                 self.projections[f"shared_{side}"](shared),
             ],
         }[self.layout]()
-        return Encoded(cls, shared, tuple(F.normalize(output, dim=-1) for output in outputs))
+        contrast = tuple(F.normalize(output, dim=-1) for output in outputs)
+        return Encoded(cls, shared, contrast, intermediate)
 
-    def _share(self, sequence: Tensor, mask: Tensor | None, side: str) -> Tensor:
-        """Return [CLS] (B, D) after the shared layers."""
+    def _share(
+        self, sequence: Tensor, mask: Tensor | None, side: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return [CLS] (B, D) after the shared layers, and the last block's intermediate there."""
         if self.shared is None:
-            return sequence[:, 0]
+            return sequence[:, 0], None
         if self.shared_input == "cls":
             sequence, mask = sequence[:, :1], None
         if self.inward:
@@ -132,7 +135,8 @@ class SharedSpace(nn.Module):
         if self.type_embedding is not None:
             kind = self.type_embedding[("image", "text").index(side)]
             sequence = sequence + self.layer_scale * kind
-        return self.shared(sequence, mask).cls
+        output = self.shared(sequence, mask)
+        return output.cls, output.intermediate
 
 
 def _check(image_width: int, text_width: int, layout: str, layers: int, shared_input: str) -> None:

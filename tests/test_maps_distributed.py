@@ -1,0 +1,49 @@
+"""Maps over two gloo processes are the maps of one: rows of all pairs, gathered with gradients."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import two_processes_maps
+from tests.two_processes import WORLD, Towers
+from tests.two_processes_maps import CASES, run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maps")
+    script = two_processes_maps.__file__
+    processes = [
+        subprocess.Popen([sys.executable, script, str(rank), str(folder)]) for rank in range(WORLD)
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0] * WORLD
+    finally:
+        for process in processes:
+            process.kill()
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(folder, case):
+    alone = run(Towers(), slice(None))
+    ranks = [load_file(folder / f"{rank}.safetensors") for rank in range(WORLD)]
+    mean_loss = sum(rank[f"{case}.loss"] for rank in ranks) / WORLD
+    torch.testing.assert_close(mean_loss, alone[f"{case}.loss"], rtol=1e-12, atol=0)
+    for parameter in ("image", "text", "log_scale"):
+        expected = alone[f"{case}.{parameter}"]
+        if parameter != "log_scale":
+            assert expected.abs().max() > 1e-4
+        for rank in ranks:
+            torch.testing.assert_close(rank[f"{case}.{parameter}"], expected, rtol=1e-9, atol=1e-13)
+
+
+def test_unequal_batches_are_refused_on_every_process(folder):
+    for rank in range(WORLD):
+        message = (folder / f"{rank}.txt").read_text()
+        assert "rank 0: B=2" in message and "rank 1: B=3" in message
