@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmkd_lite.comparison import FOLDER, Comparison, comparison_tables, file_stem
+from mmkd_lite.comparison import ALL, FOLDER, Comparison, comparison_tables, file_stem
 from mmkd_lite.config import RunConfig, differing_fields, parse_overrides, resolve, to_dict
 from mmkd_lite.methods import METHODS
 from mmkd_lite.results import RESULTS_FOLDER, configuration_hash, read_result, write_result
@@ -223,7 +223,12 @@ def compare_command(arguments: Sequence[str]) -> int:
         prog="python -m mmkd_lite compare",
         description="Train and score methods from the same start, data, steps and seeds.",
     )
-    parser.add_argument("variants", nargs="+", metavar="METHOD[:VARIANT]")
+    parser.add_argument(
+        "variants",
+        nargs="+",
+        metavar="METHOD[:VARIANT]",
+        help=f"or 'all', one table of every method: {' '.join(ALL)}",
+    )
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds: 0, 1, ...")
     parser.add_argument("--scale", default="laptop", help="tiny, laptop or full")
     parser.add_argument("--set", default="", metavar="KEY=VALUE,...", help="settings for all")
@@ -231,6 +236,8 @@ def compare_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--data-dir", default="", help="folder of real data")
     parser.add_argument("--out", default=None, help=f"folder of results; {FOLDER}/ below it")
     asked = parser.parse_args(list(arguments))
+    if asked.variants == ["all"]:
+        asked.variants = list(ALL)
     found = compare(
         asked.variants,
         asked.seeds,

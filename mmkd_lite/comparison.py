@@ -23,6 +23,25 @@ COLUMNS = {
     "mean recall": "mean_recall",
 }
 
+ALL = (
+    "contrast:none",
+    "contrast:clip",
+    "shared_layers:base",
+    "stagewise:two_stage_slow",
+    "shre:both",
+    "shre:shared_block",
+    "text_student:mse",
+    "text_student:contrastive",
+    "ssmke:mse",
+    "ssmke:contrastive",
+    "quantised_targets:codes",
+    "memory_bank:fifo",
+    "memory_bank:momentum",
+    "distill_clip:both",
+    "psd:psd",
+)
+"""What `compare all` trains: every method with an image-text student, the same data and steps."""
+
 
 def file_stem(label: str, scale: str, seed: int) -> str:
     """Return the name of one run's result: "compare/shre-kl_only__laptop__seed0"."""

@@ -24,7 +24,7 @@ from mmkd_lite.evaluate import embed_images, embed_texts, linear_probe
 from mmkd_lite.methods import Method
 from mmkd_lite.picture_scores import LEVELS, labelled_pictures
 
-GALLERIES = {
+GALLERIES: dict[str, dict[str, Any]] = {
     "composition": {"artist": "twemoji", "shift": "none"},
     "near": {"artist": "twemoji", "shift": "near"},
     "far": {"artist": "openmoji", "shift": "none"},
@@ -77,9 +77,7 @@ def probe_captions(method: Any, config: RunConfig) -> dict[str, dict[str, Any]]:
     parts = {split: labelled_captions(config, split) for split in CAPTIONS}
     tokenizer = load_tokenizer(config.data.tokenizer)
     views = {
-        split: _views(
-            embed_texts(method.pooled, tokenizer.encode(texts, config.data.max_tokens))
-        )
+        split: _views(embed_texts(method.pooled, tokenizer.encode(texts, config.data.max_tokens)))
         for split, (texts, _) in parts.items()
     }
     size = {"composition": len(parts["composition"][0])}

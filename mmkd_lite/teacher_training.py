@@ -47,7 +47,8 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-# What `clip` makes of a patch is the target, as BEiTv2's visual tokens come from CLIP; no labels.
+# What `clip` makes of a patch is the target, as BEiTv2's visual tokens come from CLIP. So captions are behind
+# `bottleneck` and, since `clip` starts from `vit`, labels too; `latent` has seen pictures only.
 RECIPES["bottleneck"] = ("masked_features", {"teacher": "clip", "train.steps": 1500})
 RECIPES["latent"] = ("masked_latents", {"train.steps": 1500})
 PICTURES = 2000

@@ -137,9 +137,9 @@ def load_teacher(name: str, *, seed: int = 0) -> Teacher:
     """Return a frozen teacher by name.
 
     Args:
-        name: "cnn", "vit", "text", "clip", "bottleneck" or "latent" (shipped); "random-cnn" and so on (the same architecture, random weights);
-            "timm:NAME" (published weights) or "timm-random:NAME" (random weights); for CLIP "transformers:NAME"
-            (a hub name or a folder) or "transformers-random:teacher".
+        name: "cnn", "vit", "text", "clip", "bottleneck" or "latent" (shipped); "random-cnn" and so on (the same
+            architecture, random weights); "timm:NAME" (published weights) or "timm-random:NAME" (random
+            weights); for CLIP "transformers:NAME" (a hub name or a folder) or "transformers-random:teacher".
         seed: of the random weights.
 
     Raises:
@@ -162,7 +162,9 @@ def load_teacher(name: str, *, seed: int = 0) -> Teacher:
             from mmkd_lite.models.clip import PublishedTowers, build, load_published
 
             published = kind == "transformers"
-            clip = load_published(architecture) if published else PublishedTowers(build(architecture))
+            clip = (
+                load_published(architecture) if published else PublishedTowers(build(architecture))
+            )
             return Teacher(name, clip, image_size=clip.image_size)
     raise ValueError(
         f"unknown teacher {name!r}; valid: {', '.join(SHIPPED)}, random-NAME for one of these with "

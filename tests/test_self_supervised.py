@@ -87,7 +87,9 @@ def test_layers_after_the_early_one_reach_the_loss_through_cls_only(early: int) 
     assert reached() == [layer < early for layer in range(4)]
 
 
-def test_the_decoder_sees_final_cls_and_early_patches_and_is_judged_on_hidden_patches_only() -> None:
+def test_the_decoder_sees_final_cls_and_early_patches_and_is_judged_on_hidden_patches_only() -> (
+    None
+):
     model = method("masked_features", options__early=1).eval()
     batch, seen = batch_of(model), []
     decode = model.decode
@@ -148,7 +150,9 @@ def test_the_average_sees_the_whole_picture_and_gets_no_gradient() -> None:
     model.latents = lambda images: given.append(images) or original(images)
     model.losses(batch, {}, 0.0)["latents"].backward()
     assert torch.equal(given[0], batch["image"])
-    assert all(weight.grad is None and not weight.requires_grad for weight in model.ema.parameters())
+    assert all(
+        weight.grad is None and not weight.requires_grad for weight in model.ema.parameters()
+    )
     own = [model.mask, *model.model.parameters(), *model.head.parameters()]
     assert all(weight.grad is not None and bool(weight.grad.abs().sum() > 0) for weight in own)
 

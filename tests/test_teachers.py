@@ -10,11 +10,12 @@ import torch
 
 from mmkd_lite import teachers
 from mmkd_lite.config import resolve
+from mmkd_lite.methods import build
 from mmkd_lite.methods.masked_words import mask_words
 from mmkd_lite.methods.supervised import LabelledPictures
 from mmkd_lite.methods.towers import build_towers
 from mmkd_lite.storage import read_json, write_json
-from mmkd_lite.teacher_training import RECIPES, recipe, score, teachers_command
+from mmkd_lite.teacher_training import RECIPES, recipe, score, teacher_state, teachers_command
 from mmkd_lite.teachers import SHIPPED, TEACHERS_FOLDER, load_teacher, manifest, shipped_state
 
 
@@ -35,6 +36,18 @@ def test_image_teachers_reach_the_aims_and_beat_the_majority() -> None:
         assert row["fine"] > 3 * row["fine_majority"]
     text = manifest()["text"]["scores"]["composition"]
     assert text["masked_word"] > 2 * text["masked_word_majority"]
+
+
+def test_the_two_towers_retrieve_and_the_bottleneck_aggregates() -> None:
+    clip = manifest()["clip"]["scores"]["composition"]
+    for side in ("i2t", "t2i"):
+        assert clip[f"{side}_r1"] > 50 * clip[f"chance_{side}_r1"]
+    for name in ("bottleneck", "latent"):
+        rows = manifest()[name]["scores"]
+        assert set(rows) == {"cls", "patches"}
+        assert set(rows["cls"]) == {"fine", "fine_majority", "coarse", "coarse_majority"}
+    aggregated = manifest()["bottleneck"]["scores"]["cls"]
+    assert aggregated["fine"] > 2 * aggregated["fine_majority"]
 
 
 def test_all_teachers_fit_in_eight_megabytes() -> None:
@@ -127,6 +140,55 @@ def test_students_start_from_the_first_layers() -> None:
 def test_a_start_of_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match="same width"):
         build_towers(resolve("shre", "laptop", {"image.width": 64}))
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "latent"])
+def test_self_supervised_teachers_give_cls_and_first_layers(name: str) -> None:
+    teacher, images = load_teacher(name), torch.rand(2, 3, 64, 64)
+    assert teacher.features(images).shape == (2, 96)
+    states = teacher.model.encoder(teacher.fit_size(images))
+    assert states.shape == (2, 37, 96) and torch.equal(teacher.features(images), states[:, 0])
+    with pytest.raises(ValueError, match="predicts no classes"):
+        teacher.class_logits(images)
+    state = shipped_state(name, "encoder.")
+    image, _ = build_towers(resolve("shre", "laptop", {"image.start": name}))
+    kept = {key: value for key, value in image.state_dict().items() if "final_norm" not in key}
+    assert len(image.transformer.blocks) == 3
+    assert all(torch.equal(value, state[key]) for key, value in kept.items())
+    random = [load_teacher(f"random-{name}", seed=seed).fingerprint() for seed in (0, 0, 1)]
+    assert random[0] == random[1] and len({*random, teacher.fingerprint()}) == 3
+
+
+def test_the_two_tower_teacher_embeds_both_sides_at_unit_length() -> None:
+    clip, tokens = (
+        load_teacher("clip").train(),
+        torch.tensor([[2, 7, 8, 3, 0, 0], [2, 9, 3, 0, 0, 0]]),
+    )
+    model = clip.model
+    image, text = model.encode_image(torch.rand(2, 3, 48, 48)), model.encode_text(tokens)
+    assert image.shape == text.shape == (2, 96)
+    for vectors in (image, text):
+        assert torch.allclose(vectors.norm(dim=1), torch.ones(2), atol=1e-5)
+    assert torch.allclose(
+        model.encode_text(tokens[:, :4]), text, atol=1e-5
+    )  # padding changes nothing
+    assert clip.features(tokens).shape == (2, 96) and not clip.features(tokens).requires_grad
+    assert 1.0 <= float(model.scale) <= 101.0
+    assert len(model.image_encoder.transformer.blocks) == 3
+    assert len(model.text_encoder.transformer.blocks) == 4
+    assert not any(weight.requires_grad for weight in clip.parameters())
+    assert load_teacher("random-clip").fingerprint() != clip.fingerprint()
+
+
+def test_the_stored_two_towers_compute_what_the_trained_method_computes() -> None:
+    method = build(recipe("clip", overrides={"image.start": "", "text.start": ""})).eval()
+    model = load_teacher("random-clip").model
+    model.load_state_dict(teacher_state(method))
+    images, tokens = torch.rand(2, 3, 48, 48), torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]])
+    with torch.no_grad():
+        assert torch.allclose(model.encode_image(images), method.encode_image(images), atol=1e-6)
+        assert torch.allclose(model.encode_text(tokens), method.encode_text(tokens), atol=1e-6)
+        assert torch.allclose(model.scale, method.scales[0].value())
 
 
 def test_labelled_pictures_are_a_pure_function_of_the_step_with_shares_summing_to_one() -> None:

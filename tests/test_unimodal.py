@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.reference_losses import hidden_states_loop, kl_divergence_loop
 from torch import Tensor
 
 from mmkd_lite.comparison import Comparison, comparison_tables, difference_rows, score_rows
@@ -23,8 +22,13 @@ from mmkd_lite.optimizer import parameter_groups
 from mmkd_lite.scoring import score_run
 from mmkd_lite.teachers import Teacher
 from mmkd_lite.train import fit
+from tests.reference_losses import hidden_states_loop, kl_divergence_loop
 
-RANDOM = {"unimodal_image": "random-vit", "unimodal_text": "random-text", "soft_labels": "random-cnn"}
+RANDOM = {
+    "unimodal_image": "random-vit",
+    "unimodal_text": "random-text",
+    "soft_labels": "random-cnn",
+}
 SIDES = ("unimodal_image", "unimodal_text")
 
 
@@ -165,7 +169,7 @@ def test_losses_equal_the_loop_over_hidden_states(name: str) -> None:
     loss = method.losses(batch, method.targets(batch), 0.0)["hidden_states"]
     with torch.no_grad():
         expected = hidden_states_loop(student, teacher, mask, name == "unimodal_image")
-    assert float(loss) == pytest.approx(float(expected), rel=1e-8)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-8)
 
 
 @pytest.mark.parametrize("name", SIDES)
@@ -271,14 +275,12 @@ def test_a_teacher_with_an_odd_number_of_layers_cannot_be_halved() -> None:
 def test_full_image_student_has_43_1_and_its_teacher_85_6_million_parameters() -> None:
     config = resolve("unimodal_image", "full", {"options.teacher_start": ""})
     assert (config.image.positions, config.image.cls_position) == ("fixed", False)
-    method = build(config)
-    student, teacher = count_parameters(method), count_parameters(method.teacher.model.encoder)
-    assert (round(student / 1e6, 2), round(teacher / 1e6, 2)) == (43.12, 85.65)
-    learned = replace(config.image, positions="learned", cls_position=True, layers=12)
     with torch.device("meta"):
-        assert round(count_parameters(ImageEncoder(learned, 224)) / 1e6, 2) == 85.80
-    blocks = method.encoder.transformer.blocks, method.teacher.model.encoder.transformer.blocks
-    assert torch.equal(blocks[0][5].feed_forward.expand.weight, blocks[1][5].feed_forward.expand.weight)
+        method = build(config)
+        learned = replace(config.image, positions="learned", cls_position=True, layers=12)
+        printed = count_parameters(ImageEncoder(learned, 224))
+    student, teacher = count_parameters(method), count_parameters(method.teacher.model.encoder)
+    assert [round(count / 1e6, 2) for count in (student, teacher, printed)] == [43.12, 85.65, 85.8]
 
 
 def test_full_text_student_and_teacher_are_bert_size() -> None:

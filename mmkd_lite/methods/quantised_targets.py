@@ -83,7 +83,7 @@ class QuantisedTargets(SharedSpaceMethod):
             "options.fit_steps": 4,
             "options.fit_batch": 32,
         },
-        "laptop": {**LAPTOP_PRESET, "image.start": "latent"},  # equal to S-SMKE's
+        "laptop": LAPTOP_PRESET,
         # Thesis: J = 1024; a quantiser trained at length comes from options.quantiser_run.
         "full": {
             "teacher": "timm:vit_base_patch16_224.dino",

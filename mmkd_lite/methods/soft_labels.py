@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,7 +48,7 @@ class SmallConvNet(nn.Sequential):
     def __init__(self, channels: int, classes: int) -> None:
         sizes = [3, channels, 2 * channels, 4 * channels]
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in itertools.pairwise(sizes):
             layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.GELU()]
         head = nn.Linear(sizes[-1], classes)
         initialise_weights(head)
@@ -130,7 +131,9 @@ class LabelledPictures:
 
     def __init__(self, config: RunConfig) -> None:
         if config.data.source != "emoji":
-            raise ValueError(f"soft_labels has no labelled pictures of data.source={config.data.source!r}")
+            raise ValueError(
+                f"soft_labels has no labelled pictures of data.source={config.data.source!r}"
+            )
         if config.options.pictures < 0:
             raise ValueError(f"options.pictures={config.options.pictures} must be at least 0")
         self.pictures, self.seed = config.options.pictures, config.seed

@@ -66,8 +66,7 @@ class SSMKE(SharedSpaceMethod):
         "contrast": 1.0,
     }
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # The student starts from the other self-supervised teacher in every row, as in the thesis.
-        "laptop": {**LAPTOP_PRESET, "image.start": "latent"},
+        "laptop": LAPTOP_PRESET,
         # Thesis: 7 epochs of 3,264,868 pairs, 2 GPUs with 256 pairs each. Its teacher, BEiTv2 without
         # finetuning, is not to be had from timm; DINO is the thesis' second-best self-supervised one.
         "full": {"teacher": "timm:vit_base_patch16_224.dino", "train.steps": 44636},

@@ -149,7 +149,7 @@ class Stagewise(SharedSpaceMethod):
         mask = tokens != space.text_encoder.pad_id
         nothing = batch["image"].new_zeros(())
         terms = {"hidden_image": nothing, "hidden_text": nothing, "contrast": nothing}
-        if not targets:
+        if self.stage == 2 or not targets:  # a cache brings targets at every step
             encoded = space.encode_image(batch["image"]), space.encode_text(tokens)
             return terms | {"contrast": self.contrast(*encoded, batch["image_id"])}
         pictures = space.image_encoder(batch["image"], return_hidden=True)[1]

@@ -173,7 +173,8 @@ def pooled(encoder: ImageEncoder | TextEncoder, inputs: Tensor) -> Tensor:
     assert isinstance(states, Tensor)
     weight = torch.ones_like(states[:, 1:, :1])
     if inputs.ndim == 2:
-        weight = (inputs[:, 1:] != encoder.pad_id).unsqueeze(-1).to(states)
+        real: Tensor = inputs[:, 1:].ne(encoder.pad_id)
+        weight = real.unsqueeze(-1).to(states)
     mean = (states[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1)
     return torch.cat([states[:, 0], mean], dim=1)
 
