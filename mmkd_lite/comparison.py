@@ -103,7 +103,11 @@ class Comparison:
 
 
 def read_comparison(
-    variants: Sequence[str], scale: str = "laptop", folder: str | Path | None = None
+    variants: Sequence[str],
+    scale: str = "laptop",
+    folder: str | Path | None = None,
+    *,
+    partial: bool = False,
 ) -> Comparison:
     """Read the result files of some variants.
 
@@ -111,6 +115,7 @@ def read_comparison(
         variants: Labels such as "shre:kl_only".
         scale: Scale of the runs.
         folder: Folder of result files, `data/results` by default.
+        partial: Leave variants without a file out, as long as one has some.
 
     Raises:
         FileNotFoundError: A variant has no file; the message holds the command that makes them.
@@ -119,6 +124,8 @@ def read_comparison(
     for label in variants:
         stem = file_stem(label, scale, 0).removesuffix("0")
         found = read_results(f"{stem}*", folder)
+        if not found and partial and (records or label != variants[-1]):
+            continue
         if not found:
             raise FileNotFoundError(
                 f"no results of {label!r} at scale {scale}; make them with: python -m mmkd_lite "

@@ -37,11 +37,12 @@ def method_row(name: str, kind: type[Method], root: Path) -> dict[str, str]:
         raise ValueError(f"the docstring of {kind.__name__} needs a source and a notebook")
     source = re.split(r"\.? (?:Derived|Shown|Used) (?:in|from)", rest)[0]
     module = kind.__module__.replace(".", "/")
+    written = (root / notebook[0]).is_file()
     return {
         "method": f"`{name}`",
         "source": source,
         "file": f"`{module}.py`",
-        "notebook": f"[{notebook[1]}]({notebook[0]})",
+        "notebook": f"[{notebook[1]}]({notebook[0]})" if written else f"{notebook[1]}, to be written",
         "committed laptop result": committed_result(name, kind, root / "data" / "results"),
     }
 

@@ -231,6 +231,10 @@ def test_committed_comparison_names_its_command(tmp_path, faked):
     )
     with pytest.raises(FileNotFoundError, match="make them with: python -m mmkd_lite compare"):
         read_comparison(["shre:one_layer"], "tiny", tmp_path)
+    some = read_comparison(["shre:one_layer", *VARIANTS[:1]], "tiny", tmp_path, partial=True)
+    assert list(some.records) == VARIANTS[:1]
+    with pytest.raises(FileNotFoundError, match="no results of 'shre:one_layer'"):
+        read_comparison(["shre:one_layer"], "tiny", tmp_path, partial=True)
     with pytest.raises(ValueError, match=r"no 'middle' on the way to 'middle\.i2t_r1'"):
         found.values("shre", "middle.i2t_r1")
     with pytest.raises(ValueError, match="no runs of 'psd'; there are: shre, shre:contrast_only"):

@@ -61,7 +61,7 @@ def test_configuration_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nothing", "tiny"), "unknown method 'nothing'; valid methods: shre"),
+        (("nothing", "tiny"), "unknown method 'nothing'; valid methods: soft_labels"),
         (("shre", "huge"), "unknown scale 'huge'; valid scales: tiny, laptop, full"),
         (
             ("shre", "tiny", "train.stepz=3"),

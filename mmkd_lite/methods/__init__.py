@@ -11,8 +11,8 @@ from mmkd_lite.methods.quantiser import Quantiser
 from mmkd_lite.methods.self_supervised import MaskedFeatures, MaskedLatents
 from mmkd_lite.methods.shared_layers import SharedLayers
 from mmkd_lite.methods.shre import SHRe
-from mmkd_lite.methods.ssmke import SSMKE
 from mmkd_lite.methods.soft_labels import SoftLabels
+from mmkd_lite.methods.ssmke import SSMKE
 from mmkd_lite.methods.stagewise import Stagewise
 from mmkd_lite.methods.supervised import Supervised
 from mmkd_lite.methods.text_student import TextStudent

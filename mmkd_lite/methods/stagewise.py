@@ -178,6 +178,8 @@ def _both_teachers(config: RunConfig, teacher: Teacher | None) -> Teacher:
         ValueError: A teacher of the wrong kind, or of other inputs or width than the student.
     """
     options: StagewiseOptions = config.options
+    image: Any
+    text: Any
     if teacher is None:
         layers, starts = options.teacher_layers, (options.image_teacher_start, options.text_teacher)
         towers = [

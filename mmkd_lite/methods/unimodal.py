@@ -172,7 +172,7 @@ def pooled(encoder: ImageEncoder | TextEncoder, inputs: Tensor) -> Tensor:
     states = encoder(inputs)
     assert isinstance(states, Tensor)
     weight = torch.ones_like(states[:, 1:, :1])
-    if inputs.ndim == 2:
+    if isinstance(encoder, TextEncoder):
         real: Tensor = inputs[:, 1:].ne(encoder.pad_id)
         weight = real.unsqueeze(-1).to(states)
     mean = (states[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1)
