@@ -42,7 +42,9 @@ def method_row(name: str, kind: type[Method], root: Path) -> dict[str, str]:
         "method": f"`{name}`",
         "source": source,
         "file": f"`{module}.py`",
-        "notebook": f"[{notebook[1]}]({notebook[0]})" if written else f"{notebook[1]}, to be written",
+        "notebook": f"[{notebook[1]}]({notebook[0]})"
+        if written
+        else f"{notebook[1]}, to be written",
         "committed laptop result": committed_result(name, kind, root / "data" / "results"),
     }
 

@@ -165,13 +165,23 @@ def soft_cross_entropy_loop(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def soft_alignment_loop(
-    image, text, scale, aligned, swapped=True, mix=1.0, temperature=1.0, keep_diagonal=True, ids=None
+    image,
+    text,
+    scale,
+    aligned,
+    swapped=True,
+    mix=1.0,
+    temperature=1.0,
+    keep_diagonal=True,
+    ids=None,
 ) -> Tensor:
     """Both directions with targets written out; `aligned` (B,) bool, `ids` (B,) for masked candidates."""
     logits = [[scale * x for x in row] for row in map_loop(image, text)]
     size, terms = len(logits), []
     for s in (logits, list(zip(*logits, strict=True))):  # row i asks, column j answers
-        may = [[i == j or ids is None or ids[i] != ids[j] for j in range(size)] for i in range(size)]
+        may = [
+            [i == j or ids is None or ids[i] != ids[j] for j in range(size)] for i in range(size)
+        ]
         soft = [[may[i][j] and (keep_diagonal or i != j) for j in range(size)] for i in range(size)]
         e = [[torch.exp(x.detach() / temperature) for x in row] for row in s]
         for i in range(size):

@@ -262,6 +262,6 @@ def test_teachers_that_cannot_be_used_or_had_are_named(monkeypatch) -> None:
         build(tiny({"teacher": "random-vit"}))
     with pytest.raises(OSError, match="pass a folder with its files"):
         load_teacher("transformers:nobody/no-such-clip")
-    with pytest.raises(ValueError, match="has no .giant.; valid: teacher, student"):
+    with pytest.raises(ValueError, match=r"has no .giant.; valid: teacher, student"):
         load_teacher("transformers-random:giant")
     assert math.isclose(float(toy_teacher().model.scale), 20.0)

@@ -109,7 +109,8 @@ def test_the_table_is_made_from_first_cells_and_recorded_results(tmp_path):
     (tmp_path / "data" / "results" / "notebooks").mkdir(parents=True)
     (tmp_path / "data" / "results" / "notebooks" / "01_toy.json").write_text(json.dumps(record))
     blocks = [
-        f"{readme.BEGIN}\nold\n{readme.END}\n".format(name, name) for name in ("notebooks", "methods")
+        f"{readme.BEGIN}\nold\n{readme.END}\n".format(name, name)
+        for name in ("notebooks", "methods")
     ]
     (tmp_path / "README.md").write_text(f"before\n{blocks[0]}between\n{blocks[1]}after\n")
     readme.write_table(tmp_path)

@@ -39,7 +39,9 @@ def exercise_2(masked_norm: Callable[[Tensor, Tensor], Tensor]) -> None:
     states[~mask] = 1e3
     answer = masked_norm(states, mask)
     close(answer[~mask], torch.zeros(6, 4), what="padding becomes 0")
-    close(answer, instance_norm(states, mask), rtol=1e-4, what="mean and variance over valid tokens")
+    close(
+        answer, instance_norm(states, mask), rtol=1e-4, what="mean and variance over valid tokens"
+    )
 
 
 def exercise_3(image_parameters: Callable[[int, int, int, int], int]) -> None:

@@ -91,7 +91,10 @@ CONVENTIONS = (
         "soft targets (the own logits)",
     ),
     Convention(
-        "label_smoothing", "mean over pairs and both directions", "scale = exp(log_scale)", "nothing"
+        "label_smoothing",
+        "mean over pairs and both directions",
+        "scale = exp(log_scale)",
+        "nothing",
     ),
     Convention(
         "hard_bootstrapping",
