@@ -88,7 +88,7 @@ CONVENTIONS = (
         "soft_alignment",
         "mean over pairs and both directions",
         "scale; target logits / T",
-        "soft targets (the own logits)",
+        "soft targets",
     ),
     Convention(
         "label_smoothing",
@@ -100,7 +100,7 @@ CONVENTIONS = (
         "hard_bootstrapping",
         "mean over pairs and both directions",
         "scale = exp(log_scale)",
-        "targets (the own first choice)",
+        "targets",
     ),
 )
 """What is averaged, what is multiplied, and which argument never receives a gradient."""
