@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import two_processes
-from tests.two_processes import CASES, WORLD, Towers, run
+from tests.gloo import WORLD, run_both
+from tests.two_processes import CASES, Towers, run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Run both processes once; the folder holds what each of them found."""
     folder = tmp_path_factory.mktemp("processes")
-    processes = [
-        subprocess.Popen([sys.executable, two_processes.__file__, str(rank), str(folder)])
-        for rank in range(WORLD)
-    ]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0] * WORLD
-    finally:
-        for process in processes:
-            process.kill()
+    run_both("two_processes", folder)
     return folder
 
 

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import two_processes_maps
-from tests.two_processes import WORLD, Towers
+from tests.gloo import WORLD, run_both
+from tests.two_processes import Towers
 from tests.two_processes_maps import CASES, run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("maps")
-    script = two_processes_maps.__file__
-    processes = [
-        subprocess.Popen([sys.executable, script, str(rank), str(folder)]) for rank in range(WORLD)
-    ]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0] * WORLD
-    finally:
-        for process in processes:
-            process.kill()
+    run_both("two_processes_maps", folder)
     return folder
 
 

@@ -20,7 +20,8 @@ from mmkd_lite.methods.memory_bank import MemoryBank, update_average
 from mmkd_lite.models import Bank, seeded
 from mmkd_lite.optimizer import parameter_groups
 from mmkd_lite.train import fit
-from tests import measure_bank, two_banks
+from tests import measure_bank
+from tests.gloo import run_both
 from tests.reference_losses import image_text_contrast_loop, info_nce_loop
 from tests.two_banks import KINDS, ROWS, WORLD, pairs, settings, train
 
@@ -374,13 +375,7 @@ def test_a_cut_run_goes_on_exactly(kind: str, tmp_path: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run both processes once; the folder holds what each of them ended with."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, two_banks.__file__]
-    processes = [subprocess.Popen([*command, str(rank), str(folder)]) for rank in range(WORLD)]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0] * WORLD
-    finally:
-        for process in processes:
-            process.kill()
+    run_both("two_banks", folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What `test_memory_bank.py` trains in two processes and in one: `two_banks.py RANK FOLDER`."""
+"""What `test_memory_bank.py` trains in two processes and in one: `-m tests.two_banks RANK FOLDER`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from mmkd_lite.config import RunConfig, resolve
 from mmkd_lite.distiller import Distiller
 from mmkd_lite.methods import build
+from tests.gloo import WORLD, process_group
 
-WORLD, ROWS, STEPS = 2, 4, 5
+ROWS, STEPS = 4, 5
 KINDS = ("fifo", "decaying", "momentum")
 
 
@@ -56,12 +57,10 @@ def train(kind: str, rows: slice = slice(None), steps: int = STEPS) -> dict[str,
 
 
 def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD)
-    for kind in KINDS:
-        found = train(kind, slice(rank * ROWS, (rank + 1) * ROWS))
-        save_file(found, folder / f"{kind}-{rank}.safetensors")
-    dist.destroy_process_group()
+    with process_group(rank, folder):
+        for kind in KINDS:
+            found = train(kind, slice(rank * ROWS, (rank + 1) * ROWS))
+            save_file(found, folder / f"{kind}-{rank}.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `test_distributed.py` runs in two processes and in one: `two_processes.py RANK FOLDER`."""
+"""What `test_distributed.py` runs in two processes and in one: `-m tests.two_processes RANK FOLDER`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
 from mmkd_lite.losses import image_text_contrast, info_nce, label_smoothing, soft_alignment
+from tests.gloo import WORLD, process_group
 
-WORLD, ROWS, WIDTH, BANK = 2, 3, 6, 4
+ROWS, WIDTH, BANK = 3, 6, 4
 IDS = torch.tensor([4, 1, 2, 1, 4, 3])  # equal ids both within and across processes
 
 
@@ -99,12 +99,10 @@ def refusal(rank: int) -> str:
 
 
 def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD)
-    model = nn.parallel.DistributedDataParallel(Towers())
-    save_file(run(model, slice(rank * ROWS, (rank + 1) * ROWS)), folder / f"{rank}.safetensors")
-    (folder / f"{rank}.txt").write_text(refusal(rank))
-    dist.destroy_process_group()
+    with process_group(rank, folder):
+        model = nn.parallel.DistributedDataParallel(Towers())
+        save_file(run(model, slice(rank * ROWS, (rank + 1) * ROWS)), folder / f"{rank}.safetensors")
+        (folder / f"{rank}.txt").write_text(refusal(rank))
 
 
 if __name__ == "__main__":

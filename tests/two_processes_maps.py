@@ -1,4 +1,4 @@
-"""What `test_maps_distributed.py` runs in two processes and in one: `two_processes_maps.py RANK FOLDER`."""
+"""What `test_maps_distributed.py` runs in two processes and in one: `-m tests.two_processes_maps RANK FOLDER`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
 from mmkd_lite import losses
 from mmkd_lite.embeddings import Embeddings
-
-try:
-    from tests.two_processes import IDS, ROWS, WIDTH, WORLD, Towers
-except ModuleNotFoundError:  # run as a script, whose folder is on the path instead
-    from two_processes import IDS, ROWS, WIDTH, WORLD, Towers
+from tests.gloo import WORLD, process_group
+from tests.two_processes import IDS, ROWS, WIDTH, Towers
 
 CASES = {
     "sum": losses.similarity_map_distillation,
@@ -50,16 +46,14 @@ def run(model, rows: slice) -> dict[str, torch.Tensor]:
 
 
 def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD)
-    model = nn.parallel.DistributedDataParallel(Towers())
-    save_file(run(model, slice(rank * ROWS, (rank + 1) * ROWS)), folder / f"{rank}.safetensors")
-    uneven = Embeddings(*[F.normalize(torch.ones(2 + rank, WIDTH), dim=-1)] * 2)
-    try:
-        losses.similarity_map_distillation(uneven, uneven)
-    except ValueError as error:
-        (folder / f"{rank}.txt").write_text(str(error))
-    dist.destroy_process_group()
+    with process_group(rank, folder):
+        model = nn.parallel.DistributedDataParallel(Towers())
+        save_file(run(model, slice(rank * ROWS, (rank + 1) * ROWS)), folder / f"{rank}.safetensors")
+        uneven = Embeddings(*[F.normalize(torch.ones(2 + rank, WIDTH), dim=-1)] * 2)
+        try:
+            losses.similarity_map_distillation(uneven, uneven)
+        except ValueError as error:
+            (folder / f"{rank}.txt").write_text(str(error))
 
 
 if __name__ == "__main__":
