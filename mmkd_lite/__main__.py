@@ -15,6 +15,14 @@ COMMANDS = {
         "teachers_command",
         "train the shipped teachers again",
     ),
+    "baselines": (
+        "mmkd_lite.standard_baselines",
+        "baselines_command",
+        "train what robustness is measured against",
+    ),
+    "evaluate": ("mmkd_lite.suite", "evaluate_command", "score one checkpoint on every task"),
+    "card": ("mmkd_lite.card", "card_command", "write the model card of a checkpoint"),
+    "demo": ("mmkd_lite.demo", "demo_command", "show a checkpoint at work in the browser"),
     "data": ("mmkd_lite.data.commands", "main", "build the emoji world, export it"),
     "refresh": ("mmkd_lite.refresh", "refresh_command", "run notebooks, store their outputs"),
 }

@@ -23,11 +23,12 @@ PICTURES_A_CONCEPT = {"train": 10, "composition": 5}
 
 
 class Labelled(NamedTuple):
-    """Pictures (N, 3, S, S) uint8 and their labels (N,) by level, renumbered over the classes that occur."""
+    """Pictures (N, 3, S, S) uint8, labels (N,) by level, renumbered over the classes that occur, concepts (N,)."""
 
     images: Tensor
     labels: dict[str, Tensor]
     names: dict[str, list[str]]
+    concept: Tensor | None = None
 
 
 def score_pictures(method: Method, config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -100,7 +101,8 @@ def _pictures(data: DataConfig, split: str, artist: str, shift: str, count: int)
     names = {
         level: [class_names(level, article=True)[c] for c in of_scene[level]] for level in LEVELS
     }
-    return Labelled(torch.as_tensor(batch["image"]), numbered, names)
+    concept = torch.as_tensor(batch["concept"])
+    return Labelled(torch.as_tensor(batch["image"]), numbered, names, concept)
 
 
 def _classes(level: str, concepts: int) -> np.ndarray:

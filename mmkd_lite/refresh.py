@@ -29,6 +29,9 @@ from mmkd_lite.storage import write_atomic
 SCALE = "laptop"
 """Stored outputs are made at this scale, on the CPU, with seed 0."""
 
+SHOWS_DEMO = "42_"
+"""The notebook that shows `data/demo.png`, which is taken just before it runs."""
+
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|tmp|root|farm|home|Users)/[\w.+-]+")
 
 
@@ -47,9 +50,13 @@ def refresh_command(arguments: Sequence[str]) -> int:
     root = repository_root()
     if options.picture:
         print(f"written: {readme.write_picture(root).relative_to(root)}")
-    if not (options.picture or options.readme):
+    if options.screenshot:
+        from mmkd_lite.screenshot import take_screenshot
+
+        print(take_screenshot(root))
+    if not (options.picture or options.readme or options.screenshot):
         _refresh_all(root, select(find_notebooks(root / "notebooks"), options.names))
-    if not options.picture:
+    if not (options.picture or options.screenshot):
         readme.write_table(root)
         print("written: the table of notebooks in README.md")
     return 0
@@ -59,12 +66,15 @@ def _refresh_all(root: Path, notebooks: Sequence[Path]) -> None:
     """Refresh notebooks and their solutions; record each notebook's time and scores."""
     from mmkd_lite.progress import Progress
     from mmkd_lite.results import write_result
+    from mmkd_lite.screenshot import take_screenshot
     from mmkd_lite.speed import measure_speed
 
     speed = measure_speed()
     expected = [expected_seconds(path, SCALE) / speed for path in notebooks]
     with Progress(expected) as progress, kernel_environment():
         for path in notebooks:
+            if path.name.startswith(SHOWS_DEMO):
+                progress.say(take_screenshot(root))
             with progress.item(path.stem):
                 seconds, metrics = refresh(path)
                 for solutions in root.glob(f"notebooks/solutions/{path.name[:2]}_*.ipynb"):
@@ -195,4 +205,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NN", help="numbers or names; all if left out")
     parser.add_argument("--readme", action="store_true", help="renew only README's table")
     parser.add_argument("--picture", action="store_true", help="draw only README's picture")
+    parser.add_argument("--screenshot", action="store_true", help="take only the demo's picture")
     return parser

@@ -29,3 +29,16 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Give the notebooks, which run in the same session, their scale back."""
     if GIVEN_SCALE is not None:
         os.environ["MMKD_SCALE"] = GIVEN_SCALE
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that need a browser where there is none."""
+    from mmkd_lite.browser import find_browser
+
+    if not find_browser():
+        terminalreporter.section("not run: no Chromium or Chrome is installed")
+        terminalreporter.write_line("tests/test_demo.py::test_the_page_in_a_browser")
+        terminalreporter.write_line("tests/test_screenshot.py::test_a_small_picture_of_the_page_is_stored")
+        terminalreporter.write_line(
+            "Debian: apt-get install chromium; elsewhere set MMKD_BROWSER to its path."
+        )

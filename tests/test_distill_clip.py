@@ -249,7 +249,21 @@ def test_timm_weights_give_timms_function_but_for_the_extra_norm() -> None:
         ({"options.text_start": "first"}, 4, "must be 'even' or ''"),
         ({"text.start": "text"}, 4, "both start the text tower"),
         ({}, 5, "needs a teacher of 4 layers for text.layers=2; it has 5"),
-        ({"text.width": 32}, 4, "shape|width"),
+        (
+            {"text.width": 32},
+            4,
+            r"shape \(2000, 24\) in the teacher but \(2000, 32\) in the student",
+        ),
+        (
+            {"data.vocab_size": 99},
+            4,
+            "vocabulary size is 99 for the student but 2000 for the teacher",
+        ),
+        (
+            {"data.max_tokens": 40},
+            4,
+            "data.max_tokens is 40 for the student but 32 for the teacher",
+        ),
     ],
 )
 def test_bad_settings_are_named(overrides: dict, layers: int, message: str) -> None:

@@ -45,7 +45,9 @@ def test_by_hand():
     guess, truth = [1, 1, 0, 0, 1], [1, 0, 0, 1, 1]  # TP 2, FP 1, FN 1, TN 1
     assert glue.accuracy(guess, truth) == pytest.approx(60)
     assert glue.f1(guess, truth) == pytest.approx(100 * 4 / 6)
-    assert glue.matthews(guess, truth) == pytest.approx(100 * (2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2))
+    assert glue.matthews(guess, truth) == pytest.approx(
+        100 * (2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2)
+    )
     assert glue.mean_ranks([5, 1, 5, 2]).tolist() == [3.5, 1, 3.5, 2]
     assert glue.spearman([1, 2, 3], [10, 20, 15]) == pytest.approx(50)
 
@@ -79,7 +81,7 @@ def test_what_cannot_be_scored_is_refused(metric):
         with pytest.raises(ValueError, match="two \\(N,\\) rows"):
             glue.score(metric, np.array(guess, int), np.array(truth, int))
     bad = np.array([0.0, math.nan, 1.0])
-    with pytest.raises(ValueError, match="class ids|nan at place 1"):
+    with pytest.raises(ValueError, match=r"class ids|nan at place 1"):
         glue.score(metric, bad, np.array([0, 1, 1]))
 
 
@@ -114,7 +116,7 @@ def test_the_published_rte_score_is_a_batch_mean():
 
 def test_batch_means_name_the_batch_that_has_no_score():
     truth = np.array([0.0, 1.0, 2.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match="batch 1: all 2 targets are 2"):
+    with pytest.raises(ValueError, match="batch 1: all 2 targets"):
         glue.batch_averaged("spearman", truth, truth, 2)
     with pytest.raises(ValueError, match="at least 1"):
         glue.batch_averaged("spearman", truth, truth, 0)

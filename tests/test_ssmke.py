@@ -214,6 +214,7 @@ def test_an_interrupted_run_with_a_bank_ends_with_the_same_bits(tmp_path: Path) 
         ({"options.head": "shared"}, "width 96 and the student's 32"),
         ({"options.bank": 12}, "options.bank=12 needs options.target='contrastive', not 'mse'"),
         ({"options.target": "contrastive", "options.bank": 8}, "bank of 8 slots .* 6 rows"),
+        ({"options.target": "contrastive", "options.bank": 3}, "bank of 3 slots .* 6 rows"),
         ({"options.target": "contrastive", "options.target_scale": 200.0}, "must lie in"),
         ({"teacher": "random-text"}, "reads texts; use an image teacher"),
     ],

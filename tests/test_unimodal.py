@@ -256,6 +256,11 @@ def test_an_adapter_bridges_widths_and_is_trained() -> None:
         ("soft_labels", {"teacher": "random-vit", "options.temperature": 0.0}, "must be > 0"),
         ("soft_labels", {"teacher": "random-text"}, "needs a teacher that predicts classes"),
         ("soft_labels", {"options.channels": 12}, "multiple of 8"),
+        (
+            "soft_labels",
+            {"teacher": "timm-random:test_resnet"},
+            "has 1000 classes but the pictures have 96",
+        ),
     ],
 )
 def test_bad_settings_are_named(name: str, overrides: dict, message: str) -> None:
@@ -360,6 +365,27 @@ def test_pictures_repeat_in_another_order_each_epoch_and_ranks_share_a_batch() -
 
 
 # ---------------------------------------------------------------- runs and scores
+
+
+@pytest.mark.parametrize("name", list(RANDOM))
+def test_an_interrupted_run_ends_with_the_same_bits(name, tmp_path) -> None:
+    settings = {"train.steps": 4, "train.checkpoint_every": 2, "train.batch_size": 8}
+    configs = [replace(tiny(name, settings), out_dir=str(tmp_path / w)) for w in ("whole", "cut")]
+    whole = fit(configs[0])
+    method, done = build(configs[1]), []
+
+    def dies_in_the_third_step() -> None:
+        done.append(1)
+        if len(done) == 3:
+            raise InterruptedError
+
+    method.after_step = dies_in_the_third_step
+    with pytest.raises(InterruptedError):
+        fit(configs[1], method=method)
+    again = fit(configs[1])
+    assert len(done) == 3 and [row["step"] for row in again.metrics()] == [1, 2, 3, 4]
+    for file in ("metrics.jsonl", "model.safetensors"):
+        assert (again.dir / file).read_bytes() == (whole.dir / file).read_bytes()
 
 
 @pytest.mark.parametrize("name", list(RANDOM))

@@ -94,6 +94,15 @@ class EmojiCrash:
         u = self._draws(indices)[:, 9]
         return FRAMES - WINDOW + pick(u, WINDOW - self.visible + 1)
 
+    def share_seen(self, frames: Sequence[int] | np.ndarray) -> float:
+        """Share, in [0, 1], of accidents whose collision shows in at least one of these frames.
+
+        Any other accident looks like none, so a perfect reader of the frames has this recall.
+        """
+        times = checked_frames(frames, FRAMES)
+        first = np.arange(FRAMES - WINDOW, FRAMES - self.visible + 1)[:, None]  # all are as likely
+        return float(((times >= first) & (times < first + self.visible)).any(axis=1).mean())
+
     def layout(
         self,
         indices: Sequence[int] | np.ndarray,
@@ -117,7 +126,9 @@ class EmojiCrash:
         u = self._draws(indices)
         happens = self.labels(indices) if crash is None else np.asarray(crash)
         first = self.contact(indices)[:, None]
-        shown = (times >= first) & (times < first + self.visible) & (happens[:, None] == 1)  # (B, F)
+        shown = (
+            (times >= first) & (times < first + self.visible) & (happens[:, None] == 1)
+        )  # (B, F)
         diameter = np.array(SMALL)[pick(u[:, 2:4], len(SMALL))]  # (B, 2)
         centre = self._paths(u, diameter, times - (first + (self.visible - 1) / 2), shown)
         first_vehicle = pick(u[:, 0], len(self.vehicles))

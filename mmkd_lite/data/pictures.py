@@ -14,6 +14,7 @@ from mmkd_lite.data.augment import augmented
 from mmkd_lite.data.draws import uniforms
 from mmkd_lite.data.emoji import concept_split, groups, labels, subgroups
 from mmkd_lite.data.layout import Layout, draw_layouts
+from mmkd_lite.data.prompts import template_set
 from mmkd_lite.data.render import (
     SPRITE_SIZE,
     background_colours,
@@ -26,15 +27,8 @@ from mmkd_lite.data.sprites import sprites
 
 PLAIN_SHARE = 0.25
 PICTURE_SPLITS = {"train": "seen", "composition": "seen", "concept": "unseen"}
-TEMPLATES = (
-    "{}",
-    "a picture of {}",
-    "there is {}",
-    "we see {}",
-    "{} on a white background",
-    "{} on a gray background",
-    "{} on a blue background",
-)  # a class name with its article goes in, see `emoji.class_names(level, article=True)`
+TEMPLATES = template_set()
+"""A class name with its article goes in, see `emoji.class_names(level, article=True)`."""
 
 
 class EmojiPictures:

@@ -259,7 +259,9 @@ def _numbers(predictions: ArrayLike, targets: ArrayLike) -> tuple[np.ndarray, np
     for name, numbers in (("predictions", guess), ("targets", truth)):
         if not np.isfinite(numbers).all():
             where = int(np.flatnonzero(~np.isfinite(numbers))[0])
-            raise ValueError(f"{name} hold {numbers[where]} at place {where}; did training diverge?")
+            raise ValueError(
+                f"{name} hold {numbers[where]} at place {where}; did training diverge?"
+            )
     return guess, truth
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmkd_lite.config import RunConfig
 from mmkd_lite.data.tokenizer import load_tokenizer
 from mmkd_lite.methods.towers import build_towers, vocabulary_size
+from mmkd_lite.methods.unimodal import refuse_other
 from mmkd_lite.models.clip import (
     OwnTowers,
     PublishedTowers,
@@ -20,10 +21,14 @@ def build_student(config: RunConfig, teacher: Teacher) -> TwoTowers:
     """Build the student's towers and give them their first weights.
 
     Raises:
-        ValueError: unknown options, or a start that does not fit the teacher.
+        ValueError: unknown options, a teacher of other texts, or a start that does not fit the teacher.
         OSError: published weights that cannot be had here.
     """
     options = config.options
+    vocabulary, length = teacher.model.text_limits
+    refuse_other("the vocabulary size", vocabulary_size(config), vocabulary)
+    if config.data.max_tokens > length:
+        refuse_other("data.max_tokens", config.data.max_tokens, length)
     if options.text_start not in ("", "even"):
         raise ValueError(f"options.text_start={options.text_start!r} must be 'even' or ''")
     if options.text_start and config.text.start:

@@ -129,6 +129,8 @@ class DistillCLIP(Method):
         "affinity": {**OFF, "weights.affinity": 1.0},
         "as_printed": {"options.normalise_text": False},
         "contrast_only": {**OFF, "weights.contrast": 1.0},  # the same student and start, no teacher
+        # Other captions: compare it in a call of its own.
+        "no_groups": {"data.vocabulary": "no_groups"},
     }
 
     def __init__(self, config: RunConfig, teacher: Teacher | None) -> None:

@@ -66,7 +66,7 @@ class QuantisedTargets(SharedSpaceMethod):
     Derived in notebooks/17_quantised_targets.ipynb.
     """
 
-    Options = QuantisedTargetsOptions
+    Options = QuantisedTargetsOptions  # type: ignore[assignment]
     default_teacher = "bottleneck"
     default_weights: ClassVar[dict[str, float]] = {
         "codes_image": 0.5,
@@ -95,6 +95,7 @@ class QuantisedTargets(SharedSpaceMethod):
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "codes": {"options.contrast_layers": 1},
         "code_4": {},
+        "revived": {"options.contrast_layers": 1, "options.revive_after": 20},
         "few_codes": {"options.contrast_layers": 1, "options.codes": 32},
     }
 

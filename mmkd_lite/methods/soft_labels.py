@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmkd_lite.config import RunConfig
 from mmkd_lite.data.batches import epoch_order, global_rows
+from mmkd_lite.data.emoji import subgroups
 from mmkd_lite.losses import cross_entropy, kl_divergence
 from mmkd_lite.methods.base import Batch, Method
 from mmkd_lite.models import initialise_weights
@@ -89,6 +90,11 @@ class SoftLabels(Method):
         options: SoftLabelsOptions = config.options
         if teacher is None or not teacher.classes:
             raise ValueError("soft_labels needs a teacher that predicts classes, e.g. teacher=cnn")
+        if config.data.source == "emoji" and teacher.classes != len(subgroups()):
+            raise ValueError(
+                f"teacher {teacher.name!r} has {teacher.classes} classes but the pictures have "
+                f"{len(subgroups())}: soft and hard labels need the same ones, e.g. teacher=cnn"
+            )
         if not options.temperature > 0:
             raise ValueError(f"options.temperature={options.temperature} must be > 0")
         if options.channels < 8 or options.channels % 8:
@@ -110,10 +116,6 @@ class SoftLabels(Method):
     ) -> dict[str, Tensor]:
         """Return `hard`, the cross-entropy with the labels, and `soft`, the divergence times T^2."""
         logits, teacher = self.student(batch["image"]), targets["class_logits"]
-        if int(batch["label"].max()) >= logits.shape[1]:
-            raise ValueError(
-                f"label {int(batch['label'].max())} in the data, but the teacher has {logits.shape[1]} classes"
-            )
         return {
             "hard": cross_entropy(logits, batch["label"]),
             "soft": kl_divergence(logits, teacher, self.config.options.temperature),

@@ -13,7 +13,7 @@ from mmkd_lite.losses import hidden_state_distillation
 from mmkd_lite.losses.hidden_states import average_of_layers
 from mmkd_lite.methods.base import Batch
 from mmkd_lite.methods.shared_space import LAPTOP_PRESET, SharedSpaceMethod, SpaceOptions
-from mmkd_lite.methods.towers import build_towers
+from mmkd_lite.methods.towers import build_towers, vocabulary_size
 from mmkd_lite.methods.unimodal import refuse_other
 from mmkd_lite.models import ImageEncoder, TextEncoder
 from mmkd_lite.teachers import Teacher, load_teacher
@@ -197,6 +197,10 @@ def _both_teachers(config: RunConfig, teacher: Teacher | None) -> Teacher:
             raise ValueError(f"teacher {name!r} has no {kind.__name__} with hidden states")
     refuse_other("data.image_size", config.data.image_size, image.image_size)
     refuse_other("image.patch", config.image.patch, image.config.patch)
+    known = text.token_embedding.num_embeddings
+    refuse_other("the vocabulary size", vocabulary_size(config), known)
+    if config.data.max_tokens > text.max_tokens:
+        refuse_other("data.max_tokens", config.data.max_tokens, text.max_tokens)
     for side, guide in (("image", image), ("text", text)):
         ours, theirs = getattr(config, side).width, guide.config.width
         if ours != theirs:

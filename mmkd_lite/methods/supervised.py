@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmkd_lite.config import RunConfig
 from mmkd_lite.methods.base import Batch, Method
+from mmkd_lite.models.classifier import ImageClassifier
 from mmkd_lite.teachers import SHIPPED, Teacher
 
 
@@ -20,7 +21,8 @@ class SupervisedOptions:
     """Settings of a supervised image teacher.
 
     Attributes:
-        backbone: "cnn" (timm's test_resnet) or "vit" (our image encoder).
+        backbone: "cnn" (timm's test_resnet), "vit" (our image encoder, as the shipped teacher) or "tower" (our image
+            encoder as the configuration's `image` says).
         augmented: share of each batch whose objects are redrawn with outlines, other colours and flat shapes,
             so that the labels carry over to artists never seen; in [0, 1].
         single: share of the other pictures that hold one object only, an easier start for a Transformer.
@@ -60,9 +62,11 @@ class Supervised(Method):
     def __init__(self, config: RunConfig, teacher: Teacher | None = None) -> None:
         super().__init__(config, None)
         backbone = config.options.backbone
-        if backbone not in ("cnn", "vit"):
-            raise ValueError(f"options.backbone={backbone!r} must be 'cnn' or 'vit'")
-        self.model, self.classes = SHIPPED[backbone]()
+        if backbone not in ("cnn", "vit", "tower"):
+            raise ValueError(f"options.backbone={backbone!r} must be 'cnn', 'vit' or 'tower'")
+        self.model, self.classes = SHIPPED["vit" if backbone == "tower" else backbone]()
+        if backbone == "tower":
+            self.model = ImageClassifier(config.image, config.data.image_size, self.classes)
 
     @classmethod
     def open_data(cls, config: RunConfig) -> LabelledPictures:

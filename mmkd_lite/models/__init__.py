@@ -2,6 +2,7 @@
 
 from mmkd_lite.models.bank import Bank
 from mmkd_lite.models.convert import load_bert, load_timm_vit
+from mmkd_lite.models.evl import EVLDecoder, FrameBackbone, FrameFeatures
 from mmkd_lite.models.fusion import (
     ContrastScale,
     Projection,
@@ -32,8 +33,11 @@ __all__ = [
     "Codebook",
     "ContrastScale",
     "CopyReport",
+    "EVLDecoder",
     "Encoded",
     "FeedForward",
+    "FrameBackbone",
+    "FrameFeatures",
     "ImageEncoder",
     "ImageQuantizer",
     "MultiHeadAttention",

@@ -81,6 +81,12 @@ class OwnTowers(TwoTowers):
         self.image_projection = Projection(image_encoder.config.width, space_width)
         self.text_projection = Projection(text_encoder.config.width, space_width)
 
+    @property
+    def text_limits(self) -> tuple[int, int]:
+        """Number of token ids and longest text."""
+        text = self.text_encoder
+        return text.token_embedding.num_embeddings, text.max_tokens
+
     def image_vectors(self, images: Tensor) -> Tensor:
         """Project [CLS] of the image tower."""
         return self.image_projection(self.image_encoder(images)[:, 0])
@@ -130,6 +136,12 @@ class PublishedTowers(TwoTowers):
     def text_encoder(self) -> Any:
         """The text transformer without its projection."""
         return self.clip.text_model
+
+    @property
+    def text_limits(self) -> tuple[int, int]:
+        """Number of token ids and longest text."""
+        config = self.clip.config.text_config
+        return config.vocab_size, config.max_position_embeddings
 
     @property
     def scale(self) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkd_lite.models.clip import MEAN, STD
 from mmkd_lite.models.image import ImageEncoder
 from mmkd_lite.models.initialise import initialise_weights
 from mmkd_lite.models.transformer import PreNormBlock
@@ -140,11 +141,10 @@ class FrameBackbone:
 
     def _clip_states(self, frames: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The same of a CLIP vision model, whose pixels are normalised as CLIP's."""
-        from mmkd_lite.models.clip import MEAN, STD
-
         mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         found = self.encoder((frames - mean) / std, output_hidden_states=True).hidden_states
-        query, key = [], []
+        query: list[Tensor] = []
+        key: list[Tensor] = []
         for layer, entering in zip(self.encoder.encoder.layers, found[:-1], strict=True):
             normed = layer.layer_norm1(entering)
             for part, states in ((layer.self_attn.q_proj, query), (layer.self_attn.k_proj, key)):
@@ -152,25 +152,19 @@ class FrameBackbone:
         return list(found[1:]), query, key
 
 
-def _image_transformer(model: nn.Module) -> nn.Module:
+def _image_transformer(model: nn.Module) -> Any:
     """Return the one image Transformer inside a model."""
-    kinds = ("CLIPVisionModel", "CLIPVisionTransformer")
     found = {
         name: part
         for name, part in model.named_modules()
-        if isinstance(part, ImageEncoder) or type(part).__name__ in kinds
+        if isinstance(part, ImageEncoder) or type(part).__name__ == "CLIPVisionModel"
     }
-    inner = {  # CLIPVisionModel may hold a CLIPVisionTransformer
-        name: part
-        for name, part in found.items()
-        if not any(other is not part and other in part.modules() for other in found.values())
-    }
-    if len(inner) != 1:
+    if len(found) != 1:
         raise ValueError(
-            f"{type(model).__name__} holds {len(inner)} image Transformers ({', '.join(inner) or 'none'}); "
+            f"{type(model).__name__} holds {len(found)} image Transformers ({', '.join(found) or 'none'}); "
             "pass an ImageEncoder, a CLIP vision model or a model with exactly one of these"
         )
-    return next(iter(inner.values()))
+    return next(iter(found.values()))
 
 
 def looks(query: Tensor, key: Tensor) -> Tensor:
@@ -182,12 +176,13 @@ def looks(query: Tensor, key: Tensor) -> Tensor:
 class TemporalMixing(nn.Module):
     r"""Add to each frame what its neighbours say; a fresh one adds exactly nothing.
 
-    .. math:: y_t = f_t + \sum_{s=-1}^{1} w_s \odot f_{t+s} + b + p_t + \Big[\sum_j A^-_{t,ij} u^-_{i-j} +
+    .. math:: y_t = f_t + \sum_{s=-1}^{1} w_s \odot f_{t+s} + p_t + \Big[\sum_j A^-_{t,ij} u^-_{i-j} +
               \sum_j A^+_{t,ij} u^+_{i-j}\Big]_i
 
-    w (3, C) and b are a depthwise convolution over time with zeros outside the clip, p (T, C) the temporal
-    positions, A the attention to the frame before and after, and u two tables with one vector for each of the
-    (2 g - 1)^2 offsets between patches i and j. [CLS] gets no attention term, the first and last frame one.
+    w (3, C) is a depthwise convolution over time with zeros outside the clip, p (T, C) the temporal positions
+    (which hold the convolution's bias), A the attention to the frame before and after, and u two tables with a
+    vector for each of the (2 g - 1)^2 offsets between patches i and j. [CLS] gets no attention term, and the
+    first and the last frame get one of the two.
 
     Args:
         width: C.
@@ -201,41 +196,40 @@ class TemporalMixing(nn.Module):
 
     def __init__(self, width: int, frames: int, grid: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv1d(width, width, 3, padding=1, groups=width)
-        self.positions = nn.Parameter(torch.empty(frames, width))
-        offsets = (2 * grid - 1) ** 2
-        self.previous_table = nn.Parameter(torch.empty(offsets, width))
-        self.following_table = nn.Parameter(torch.empty(offsets, width))
-        place = torch.stack(
-            torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij"), dim=-1
-        ).view(-1, 2)  # (P, 2): row, column
-        shift = place[:, None] - place[None] + grid - 1  # (P, P, 2)
-        index = shift[..., 0] * (2 * grid - 1) + shift[..., 1]
-        self.register_buffer("offset", index, persistent=False)
-        self.make_neutral()
-
-    def make_neutral(self) -> None:
-        """Set everything to zero."""
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+        self.kernel = nn.Parameter(torch.zeros(3, width))
+        self.positions = nn.Parameter(torch.zeros(frames, width))
+        self.previous_table = nn.Parameter(torch.zeros((2 * grid - 1) ** 2, width))
+        self.following_table = nn.Parameter(torch.zeros((2 * grid - 1) ** 2, width))
+        row, column = torch.arange(grid**2) // grid, torch.arange(grid**2) % grid
+        down, right = (place[:, None] - place + grid - 1 for place in (row, column))  # (P, P) each
+        self.register_buffer("offset", down * (2 * grid - 1) + right, persistent=False)
 
     def forward(self, hidden: Tensor, previous: Tensor, following: Tensor) -> Tensor:
         """Map (B, T, L, C) and two (B, T-1, P, P) to (B, T, L, C)."""
-        batch, frames, tokens, width = hidden.shape
-        lines = hidden.permute(0, 2, 3, 1).reshape(batch * tokens, width, frames)
-        mixed = self.convolution(lines).view(batch, tokens, width, frames).permute(0, 3, 1, 2)
-        before = torch.einsum("btij,ijc->btic", previous, self.previous_table[self.offset])
-        after = torch.einsum("btij,ijc->btic", following, self.following_table[self.offset])
-        attended = F.pad(before, (0, 0, 1, 0, 1, 0)) + F.pad(after, (0, 0, 1, 0, 0, 1))
-        return hidden + mixed + self.positions[:, None] + attended
+        now = hidden * (1 + self.kernel[1]) + self.positions[:, None]
+        past = hidden[:, :-1] * self.kernel[0] + self._attended(previous, self.previous_table)
+        future = hidden[:, 1:] * self.kernel[2] + self._attended(following, self.following_table)
+        return now + F.pad(past, (0, 0, 0, 0, 1, 0)) + F.pad(future, (0, 0, 0, 0, 0, 1))
+
+    def _attended(self, weights: Tensor, table: Tensor) -> Tensor:
+        """(B, T-1, L, C): the table's vectors weighted by (B, T-1, P, P); zero for [CLS]."""
+        spread = F.embedding(self.offset, table)  # (P, P, C)
+        return F.pad(torch.einsum("btij,ijc->btic", weights, spread), (0, 0, 1, 0))
 
 
 class CrossAttentionBlock(nn.Module):
-    """Pre-norm: x + MHA(LN x, LN y, LN y), then x + MLP(LN x); there is no self-attention, for one query needs none.
+    r"""Pre-norm: x + MHA(LN x, LN y, LN y), then x + MLP(LN x); there is no self-attention, for one query needs none.
+
+    Nor does one query need a key or value for each of the S tokens. Per head, with u = W_k' q and weights a:
+
+    .. math:: q \cdot (W_k y_s) = u \cdot y_s, \qquad \sum_s a_s (W_v y_s + b_v) = W_v \sum_s a_s y_s + b_v
+
+    so the two large products over tokens become h C numbers a token instead of 2 C^2. A bias of the keys would
+    add the same to every score, which the softmax ignores: there is none.
 
     Args:
         width: C.
-        heads: Number of heads, a divisor of C.
+        heads: h, a divisor of C.
         dropout: Inside the MLP, after its GELU.
 
     Source: seed 003, section 3.3.5; EVL. Derived in notebooks/35_video.ipynb.
@@ -247,20 +241,22 @@ class CrossAttentionBlock(nn.Module):
             raise ValueError(f"heads={heads} does not divide width={width}; choose a divisor")
         self.heads = heads
         self.query_norm, self.source_norm, self.mlp_norm = (nn.LayerNorm(width) for _ in range(3))
-        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, width)
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.value, self.output = nn.Linear(width, width), nn.Linear(width, width)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
         )
 
-    def forward(self, query: Tensor, source: Tensor) -> Tensor:
-        """Map (B, Q, C), reading (B, S, C), to (B, Q, C)."""
-        q = self.query(self.query_norm(query))
-        k, v = self.key_value(self.source_norm(source)).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        query = query + self.output(mixed)
-        return query + self.mlp(self.mlp_norm(query))
+    def forward(self, state: Tensor, source: Tensor) -> Tensor:
+        """Map (B, C), reading (B, S, C), to (B, C)."""
+        tokens = self.source_norm(source)
+        query = self.query(self.query_norm(state)).unflatten(-1, (self.heads, -1))  # (B, h, d)
+        key, value = (part.weight.unflatten(0, (self.heads, -1)) for part in (self.key, self.value))
+        asked = torch.einsum("bhd,hdc->bhc", query, key) / math.sqrt(query.shape[-1])
+        weights = (asked @ tokens.transpose(1, 2)).softmax(dim=-1)  # (B, h, S)
+        mixed = torch.einsum("bhc,hdc->bhd", weights @ tokens, value).flatten(1) + self.value.bias
+        state = state + self.output(mixed)
+        return state + self.mlp(self.mlp_norm(state))
 
 
 class EVLDecoder(nn.Module):
@@ -300,7 +296,7 @@ class EVLDecoder(nn.Module):
                 f"heads={heads}, frames={frames}, grid={grid}, levels={levels}, classes={classes}, dropout={dropout}"
             )
         self.expected = (levels, frames, 1 + grid**2, width)
-        self.cls = nn.Parameter(torch.empty(1, width))
+        self.cls = nn.Parameter(torch.empty(width))
         self.blocks = nn.ModuleList(
             CrossAttentionBlock(width, heads, dropout) for _ in range(levels)
         )
@@ -322,14 +318,14 @@ class EVLDecoder(nn.Module):
                 f"features have (levels, frames, tokens, width) = {(n, *rest)}, the decoder was built for "
                 f"{self.expected}; use as many frames as it was trained with"
             )
-        state = self.cls.expand(len(features), 1, -1)
+        state = self.cls.expand(len(features), -1)
         for level, block in enumerate(self.blocks):
             source = features.hidden[level]
             if self.mixing:
                 looked = features.previous[level], features.following[level]
                 source = self.mixing[level](source, *looked)
             state = block(state, source.flatten(1, 2))
-        return self.head(self.dropout(self.norm(state[:, 0])))
+        return self.head(self.dropout(self.norm(state)))
 
 
 def decoder_for(

@@ -21,7 +21,7 @@ class Quantized(NamedTuple):
 
     unit: Tensor  # (B, S): the vectors themselves, at unit length
     vectors: Tensor  # (B, S): their codes; the gradient passes straight on to `unit`
-    index: Tensor  # (B,): which codes
+    index: Tensor  # type: ignore[assignment]  # (B,): which codes
 
 
 class Codebook(nn.Module):

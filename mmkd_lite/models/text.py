@@ -21,6 +21,8 @@ def without_padding_columns(tokens: Tensor, pad_id: int = 0) -> Tensor:
     Returns:
         int64 (B, longest caption).
     """
+    if torch.compiler.is_exporting():
+        return tokens  # an exported graph cannot depend on values
     return tokens[:, : max(1, int((tokens != pad_id).sum(dim=1).max()))]
 
 

@@ -240,6 +240,8 @@ def check_mask(mask: Tensor, tokens: Tensor) -> Tensor:
             "both must be (B, M)"
         )
     mask = mask.to(torch.bool)
+    if torch.compiler.is_exporting():
+        return mask  # an exported graph cannot depend on values
     has_token = mask.any(dim=1)
     if not bool(has_token.all()):
         row = int((~has_token).nonzero()[0])
