@@ -50,22 +50,18 @@ def method_row(name: str, kind: type[Method], root: Path) -> dict[str, str]:
 
 
 def committed_result(name: str, kind: type[Method], folder: Path) -> str:
-    """Return the best committed variant: mean recall (or accuracy) with interval, and chance."""
-    results = []
+    """Return the main variant's result (the first one that was run): score with interval, and chance."""
     for variant in kind.variants:
         label = f"{name}:{variant}"
         stem = file_stem(label, "laptop", 0).removesuffix("0")
         records = read_results(f"{stem}*", folder)
         if records:
-            results.append(_headline(variant, Comparison("laptop", {label: records}), label))
-    if not results:
-        return "–"
-    _, text = max(results)
-    return text
+            return _headline(variant, Comparison("laptop", {label: records}), label)
+    return "–"
 
 
-def _headline(variant: str, comparison: Comparison, label: str) -> tuple[float, str]:
-    """Return a number to order by and the words for one variant."""
+def _headline(variant: str, comparison: Comparison, label: str) -> str:
+    """Return the words for one variant."""
     metrics: dict[str, Any] = comparison.records[label][0]["metrics"]
     for gallery, scores in metrics.items():
         if "mean_recall" in scores:
@@ -78,7 +74,7 @@ def _headline(variant: str, comparison: Comparison, label: str) -> tuple[float, 
             what = gallery.replace("_", " ")
             break
     else:
-        return float("-inf"), "–"
+        return "–"
     found = mean_and_interval(list(comparison.values(label, key).values()))
     word = "chance" if what == "mean recall" else "majority"
-    return found.mean, f"{variant}: {what} {found.text()} % ({word} {base:.1f} %, n = {found.n})"
+    return f"{variant}: {what} {found.text()} % ({word} {base:.1f} %, n = {found.n})"

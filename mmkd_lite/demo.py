@@ -224,13 +224,13 @@ def build_app(subjects: Sequence[Subject]) -> Any:
     Raises:
         ValueError: A subject without both towers, or trained on other data than emoji.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    import gradio as gr
-
     for subject in subjects:
         subject.need("image", "text")
         if subject.data.source != "emoji":
             raise ValueError(f"{subject.name}: the demo's gallery is made of emoji scenes")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
+
     classify, search = answers([Shelf(subject) for subject in subjects])
 
     def each(kind: Any, label: str, key: str, **settings: Any) -> list[Any]:

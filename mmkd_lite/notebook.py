@@ -144,7 +144,8 @@ def device_line(device: str) -> str:
 
     if device.startswith("cuda"):
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device == "cpu" else device
+    count = torch.get_num_threads()
+    return f"{device} ({count} thread{'s' * (count != 1)})" if device == "cpu" else device
 
 
 def _show_figures_inline() -> None:

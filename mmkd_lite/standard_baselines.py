@@ -2,6 +2,7 @@
 
 They see plain Twemoji pictures of one object and nothing else: no other artist, no augmentation, no captions. The line
 through their accuracies is what effective robustness is measured against. The shipped teachers are scored beside them.
+All share their first layers, so they are less independent than their number suggests.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from mmkd_lite.data.emoji import groups, labels, scene_concepts, subgroups
 from mmkd_lite.data.sprites import available_artists
 from mmkd_lite.evaluate import count_parameters, embed_images
 from mmkd_lite.evaluate.robustness import subset_accuracy
-from mmkd_lite.picture_scores import LEVELS, labelled_pictures
+from mmkd_lite.methods.supervised import LabelledPictures
+from mmkd_lite.picture_scores import LEVELS, Labelled, labelled_pictures
 from mmkd_lite.results import read_result, results_table, write_result
-from mmkd_lite.runs import runs_root
+from mmkd_lite.runs import run_folder, runs_root
 from mmkd_lite.storage import sha256_of_arrays
 from mmkd_lite.train import fit
 
@@ -36,36 +39,59 @@ SETS: dict[str, dict[str, str]] = {
 }
 """The standard test pictures, and three shifted sets of the same concepts; see `picture_scores.labelled_pictures`."""
 
-TRAINING = {"options.augmented": 0.0, "options.single": 1.0, "train.batch_size": 64}
-BASELINES: dict[str, dict[str, Any]] = {
-    f"{kind}, {steps} steps": {"train.steps": steps, **settings}
-    for kind, steps, settings in (
-        ("tower 16 x 1", 300, {"image.width": 16, "image.layers": 1}),
-        ("tower 32 x 2", 300, {"image.width": 32, "image.layers": 2}),
-        ("tower 32 x 2", 900, {"image.width": 32, "image.layers": 2}),
-        ("cnn", 50, {"options.backbone": "cnn"}),
-        ("cnn", 120, {"options.backbone": "cnn"}),
-        ("cnn", 300, {"options.backbone": "cnn"}),
-    )
+TRAINING = {
+    "options.backbone": "tower",
+    "options.augmented": 0.0,
+    "options.single": 1.0,
+    "image.start": "vit",
+    "train.batch_size": 64,
 }
-"""Name -> what sets it apart; a tower is our image encoder of that width and number of layers."""
+"""Plain pictures of one object; a tower starts from the first layers of `vit`, which saw plain pictures only, too."""
 
-HELD_OUT = {"train.steps": 300, "image.width": 24, "image.layers": 2}
+BASELINES: dict[str, dict[str, Any]] = {
+    f"{layers} layer{'s' * (layers > 1)}, {steps} steps": {
+        "image.layers": layers,
+        "train.steps": steps,
+    }
+    for layers, steps in ((1, 60), (1, 240), (2, 120), (3, 120), (4, 160), (6, 160))
+}
+"""Name -> what sets it apart: layers of width 96, and steps of 64 pictures."""
+
+HELD_OUT = {"image.layers": 2, "train.steps": 60}
 """A size that is not among `BASELINES`, for a model that the line has not seen."""
 
 
 def recipe(settings: dict[str, Any], scale: str = "laptop", **where: Any) -> RunConfig:
-    """Return the configuration of a standard classifier; "tiny" keeps its own number of steps.
+    """Return the configuration of a standard classifier; "tiny" has a size of its own, and random first weights.
 
     Args:
         settings: One of `BASELINES`, or dotted settings like them.
         scale: "tiny" or "laptop".
-        where: `seed`, `device`, `out_dir` of `config.resolve`.
+        where: `seed`, `device`, `out_dir` of `config.resolve`; the folder's name begins with "standard" by default.
     """
-    chosen = {"options.backbone": "tower", **TRAINING, **settings}
+    chosen = {**TRAINING, **settings}
     if effective_scale(scale) == "tiny":
-        chosen = {key: value for key, value in chosen.items() if not key.startswith("train.")}
-    return resolve("supervised", scale, chosen, **where)
+        chosen = {key: value for key, value in chosen.items() if key.startswith("options.")}
+    config = resolve("supervised", scale, chosen, **where)
+    folder = runs_root() / run_folder(config).name.replace("supervised", "standard", 1)
+    return config if config.out_dir else replace(config, out_dir=str(folder))
+
+
+def standard_pictures(config: RunConfig) -> LabelledPictures:
+    """Return the training pictures of a baseline, for `fit(config, pairs=...)`: the scenes' concepts only."""
+    pictures = LabelledPictures(config)
+    for kind in pictures.kinds:
+        kind.pool = np.intersect1d(scene_concepts(config.data.concepts), kind.pool)
+    return pictures
+
+
+def test_sets(config: RunConfig) -> dict[str, Labelled]:
+    """Return the test pictures by set; an artist who is not installed is left out."""
+    return {
+        name: labelled_pictures(config, "composition", **how)
+        for name, how in SETS.items()
+        if how.get("artist", "twemoji") in available_artists()
+    }
 
 
 def score_classifier(
@@ -88,10 +114,7 @@ def score_classifier(
     group_of = torch.zeros(len(subgroups()), dtype=torch.int64)
     group_of[torch.tensor(labels("fine"))] = torch.tensor(labels("coarse"))
     scores = {}
-    for name, how in SETS.items():
-        if how.get("artist", "twemoji") not in available_artists():
-            continue
-        shown = labelled_pictures(config, "composition", **how)
+    for name, shown in test_sets(config).items():
         share = embed_images(classify, shown.images).softmax(dim=1)  # (N, C)
         summed = torch.zeros(len(share), len(groups()))
         summed.index_add_(1, group_of[fine], share[:, fine])
@@ -141,7 +164,7 @@ def measure(scale: str, seed: int = 0, say: Callable[[str], None] = print) -> di
     baselines = {}
     for name, settings in BASELINES.items():
         config = recipe(settings, scale, seed=seed)
-        run = fit(config)
+        run = fit(config, pairs=standard_pictures(config))
         trained: Any = run.load_method()
         scores = score_classifier(trained.model, config)
         baselines[name] = {
@@ -177,12 +200,14 @@ def pairs(
         shifted: A key of `SETS`.
         level: "fine" or "coarse".
     """
+
+    def accuracy(entry: dict[str, Any], part: str) -> float:
+        return float(entry["scores"][f"{part}_{level}"]["accuracy"])
+
     return {
-        name: tuple(
-            entry["scores"][f"{part}_{level}"]["accuracy"] for part in ("composition", shifted)
-        )
+        name: (accuracy(entry, "composition"), accuracy(entry, shifted))
         for name, entry in baselines.items()
-    }  # type: ignore[misc]
+    }
 
 
 def baselines_command(arguments: Sequence[str]) -> int:
@@ -201,11 +226,11 @@ def baselines_command(arguments: Sequence[str]) -> int:
     scale, started = effective_scale("laptop"), time.perf_counter()
     folder = chosen.out or (None if scale == "laptop" else runs_root() / f"{NAME}__{scale}")
     metrics = measure(scale, chosen.seed)
-    configs = {name: to_dict(recipe(s, scale, seed=chosen.seed)) for name, s in BASELINES.items()}
-    config = recipe({}, scale)
-    shown = {
-        name: labelled_pictures(config, "composition", **how).images for name, how in SETS.items()
+    configs = {
+        name: {**to_dict(recipe(s, scale, seed=chosen.seed)), "out_dir": ""}
+        for name, s in BASELINES.items()
     }
+    shown = test_sets(recipe({}, scale))
     path = write_result(
         NAME,
         configuration=configs,
@@ -213,7 +238,7 @@ def baselines_command(arguments: Sequence[str]) -> int:
         seed=chosen.seed,
         seconds=time.perf_counter() - started,
         command=f"python -m mmkd_lite baselines --seed {chosen.seed}",
-        data_checksum=sha256_of_arrays({name: images.numpy() for name, images in shown.items()}),
+        data_checksum=sha256_of_arrays({name: part.images.numpy() for name, part in shown.items()}),
         folder=folder,
     )
     for level in LEVELS:

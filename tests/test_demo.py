@@ -162,7 +162,7 @@ def test_student_and_teacher_stand_side_by_side():
 
 
 NEEDS_BROWSER = pytest.mark.skipif(not find_browser(), reason="no Chromium or Chrome is installed")
-BARS = "[...document.querySelectorAll('#scores{} dt')].map(e => e.innerText)"
+BARS = "[...document.querySelectorAll('#scores{0} dt, #scores{0} dd')].map(e => e.innerText)"
 
 
 @NEEDS_BROWSER

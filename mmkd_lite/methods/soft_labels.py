@@ -80,8 +80,8 @@ class SoftLabels(Method):
         },
     }
     variants: ClassVar[dict[str, dict[str, Any]]] = {
-        "hard": {"weights.hard": 1.0, "weights.soft": 0.0},
         "soft": {},
+        "hard": {"weights.hard": 1.0, "weights.soft": 0.0},
         "soft_t4": {"options.temperature": 4.0},
     }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmkd_lite.config import RunConfig
 from mmkd_lite.methods.base import Batch, Method
+from mmkd_lite.methods.towers import start_image_tower
 from mmkd_lite.models.classifier import ImageClassifier
 from mmkd_lite.teachers import SHIPPED, Teacher
 
@@ -22,7 +23,7 @@ class SupervisedOptions:
 
     Attributes:
         backbone: "cnn" (timm's test_resnet), "vit" (our image encoder, as the shipped teacher) or "tower" (our image
-            encoder as the configuration's `image` says).
+            encoder as the configuration's `image` says, `start` included).
         augmented: share of each batch whose objects are redrawn with outlines, other colours and flat shapes,
             so that the labels carry over to artists never seen; in [0, 1].
         single: share of the other pictures that hold one object only, an easier start for a Transformer.
@@ -67,6 +68,7 @@ class Supervised(Method):
         self.model, self.classes = SHIPPED["vit" if backbone == "tower" else backbone]()
         if backbone == "tower":
             self.model = ImageClassifier(config.image, config.data.image_size, self.classes)
+            start_image_tower(self.model.encoder, config.image.start)
 
     @classmethod
     def open_data(cls, config: RunConfig) -> LabelledPictures:
