@@ -168,23 +168,33 @@ def find_look_alikes(subject: Subject) -> list[Row]:
 
 def text_tasks(subject: Subject) -> list[Row]:
     """Finetune the text tower on each task of EmojiGLUE."""
-    from mmkd_lite.text_finetuning import score_text_tasks
+    from mmkd_lite.text_finetuning import score_text_tasks, text_tower
 
     subject.need("text")
     _need_emoji(subject)
-    rows = score_text_tasks(modules_of(subject), subject.config)
+    rows = score_text_tasks(_part(subject, text_tower), subject.config)
     return [Row(**{**row, "task": f"text {row['task']}"}) for row in rows]
 
 
 def video(subject: Subject) -> list[Row]:
     """Train a video decoder on the frozen image tower and score it: accident or not."""
+    from mmkd_lite.models.evl import FrameBackbone
     from mmkd_lite.video_training import LAPTOP, TINY, score_video
 
     subject.need("image")
     _need_emoji(subject)
     small: dict[str, Any] = {"recipe": TINY, "train_rows": 24, "test_rows": 24}
     settings = small if subject.config.scale == "tiny" else {"recipe": LAPTOP}
-    return [Row(**row) for row in score_video(modules_of(subject), **settings)["rows"]]
+    backbone = _part(subject, lambda model: FrameBackbone(model, settings["recipe"].levels))
+    return [Row(**row) for row in score_video(backbone, **settings)["rows"]]
+
+
+def _part(subject: Subject, find: Callable[[Any], Any]) -> Any:
+    """Return the tower that a task trains on; a model without one of that kind lacks it."""
+    try:
+        return find(modules_of(subject))
+    except ValueError as error:
+        raise LacksTower(f"{subject.name}: {error}") from None
 
 
 TASKS: dict[str, Callable[[Subject], list[Row]]] = {

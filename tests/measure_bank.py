@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 
 import torch
@@ -15,10 +14,11 @@ from mmkd_lite.models import Bank
 PAIRS, SLOTS, WIDTH = 64, 65_536, 512
 
 
-def resident() -> float:
-    """Megabytes this process holds now."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+def megabytes(field: str) -> float:
+    """Memory of this process: "VmRSS" now, "VmHWM" at most; `getrusage` would count its parent's as well."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        found = next(line for line in file if line.startswith(field))
+    return int(found.split()[1]) * 1024 / 1e6
 
 
 def filled_bank(generator: torch.Generator) -> Bank:
@@ -34,7 +34,7 @@ def measure() -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     sides = torch.randn(2, PAIRS, WIDTH, generator=generator).requires_grad_()
     scale = torch.tensor(1 / 0.07, requires_grad=True)
-    before = resident()
+    before = megabytes("VmRSS")
     banks = filled_bank(generator), filled_bank(generator)
     started = time.perf_counter()
     unit = F.normalize(sides, dim=-1)
@@ -52,14 +52,13 @@ def measure() -> dict[str, float]:
     loss.backward()
     seconds = time.perf_counter() - started
     assert sides.grad is not None and scale.grad is not None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return {
         "loss": loss.item(),
         "gradient_norm": sides.grad.norm().item(),
         "scale_gradient": scale.grad.item(),
         "filled": int((banks[0].age > 0).sum()),
         "banks_mb": 2 * banks[0].rows.nbytes / 1e6,
-        "extra_mb": peak - before,
+        "extra_mb": megabytes("VmHWM") - before,
         "seconds": seconds,
     }
 

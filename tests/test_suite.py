@@ -11,7 +11,7 @@ from mmkd_lite.evaluate import recall_interval
 from mmkd_lite.picture_scores import Labelled, score_pictures
 from mmkd_lite.results import read_result
 from mmkd_lite.scoring import score_method
-from mmkd_lite.subject import open_subject
+from mmkd_lite.subject import LacksTower, open_subject
 from tests.tiny_student import CHEAP, tiny_run, tiny_subject
 
 KEYS = {"task", "metric", "protocol", "value", "n", "chance", "majority", "low", "high"}
@@ -121,7 +121,9 @@ def test_tasks_without_their_tower_are_left_out_with_a_reason_or_refused(tmp_pat
         "rows": [], "seconds": tasks["zero_shot"]["seconds"], "skipped": "vit has no text tower",
     }  # fmt: skip
     assert len(tasks["probe"]["rows"]) == 8
-    with pytest.raises(ValueError, match="vit has no text tower"):
+    with pytest.raises(LacksTower, match=r"cnn: .* image"):
+        suite.video(open_subject("cnn", like=subject))
+    with pytest.raises(LacksTower, match="vit has no text tower"):
         suite.evaluate(subject, ["zero_shot"], tmp_path, again=True)
 
 
