@@ -38,7 +38,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not find_browser():
         terminalreporter.section("not run: no Chromium or Chrome is installed")
         terminalreporter.write_line("tests/test_demo.py::test_the_page_in_a_browser")
-        terminalreporter.write_line("tests/test_screenshot.py::test_a_small_picture_of_the_page_is_stored")
+        terminalreporter.write_line(
+            "tests/test_screenshot.py::test_a_small_picture_of_the_page_is_stored"
+        )
         terminalreporter.write_line(
             "Debian: apt-get install chromium; elsewhere set MMKD_BROWSER to its path."
         )

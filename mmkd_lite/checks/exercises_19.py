@@ -19,7 +19,8 @@ def _numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _unit(raw: Tensor, scale: float = 1.0) -> Embeddings:
-    return Embeddings(*F.normalize(raw, dim=-1), scale)
+    image, text = F.normalize(raw, dim=-1)
+    return Embeddings(image, text, scale)
 
 
 def exercise_1(equation_3_1: Callable[[Tensor, Tensor, Tensor, Tensor], Any]) -> None:

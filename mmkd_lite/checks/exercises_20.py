@@ -38,6 +38,7 @@ def exercise_3(attention: Callable[[Tensor], Tensor]) -> None:
     first, second = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).unbind()
     second = torch.cat([first[:1], second[1:]])  # two captions with one start token
     for tokens in (first, second):
-        expected = F.scaled_dot_product_attention(*([tokens[None]] * 3), is_causal=True)[0]
+        x = tokens[None]
+        expected = F.scaled_dot_product_attention(x, x, x, is_causal=True)[0]
         close(attention(tokens), expected, what="each token sees itself and earlier ones")
     close(attention(first)[0], attention(second)[0], what="row 0 of two captions")
