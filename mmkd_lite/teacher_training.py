@@ -188,7 +188,7 @@ def probe_scores(teacher: Teacher) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, float]] = {}
     for pool, encode in pools.items():
         features = [embed_images(encode, part.images) for part in (train, test)]
-        row = {}
+        row: dict[str, float] = {}
         for level in LEVELS:
             found = probe_score(features[0], features[1], train, test, level)
             row |= {level: found["accuracy"], f"{level}_majority": found["majority"]}
