@@ -29,6 +29,7 @@ from mmkd_lite.losses import cross_entropy, mean_squared_error
 from mmkd_lite.models import TextEncoder, initialise_weights, without_padding_columns
 from mmkd_lite.optimizer import build_optimizer, learning_rate
 from mmkd_lite.results import plain, read_result, write_result
+from mmkd_lite.runs import runs_root
 from mmkd_lite.seeding import seeded
 from mmkd_lite.teachers import load_teacher
 
@@ -425,11 +426,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--towers", nargs="+", default=["text", "clip", "random-clip"])
     parser.add_argument("--protocols", nargs="+", choices=tuple(PROTOCOLS), default=[*PROTOCOLS])
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
-    parser.add_argument("--scale", default="laptop")
+    parser.add_argument("--scale", choices=("tiny", "laptop"), default="laptop")
     parser.add_argument("--out", default=None, help="folder of the result file")
     asked = parser.parse_args(arguments)
-    seeds = range(asked.seeds)
-    compare_towers(asked.towers, seeds, asked.protocols, scale=asked.scale, folder=asked.out)
+    seeds, folder = range(asked.seeds), asked.out
+    if folder is None and asked.scale != "laptop":  # what is committed is of laptop scale
+        folder = str(runs_root() / f"{RESULT}__{asked.scale}")
+    compare_towers(asked.towers, seeds, asked.protocols, scale=asked.scale, folder=folder)
     return 0
 
 

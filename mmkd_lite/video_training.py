@@ -26,7 +26,7 @@ from mmkd_lite.evaluate.video import METRICS, binary_scores
 from mmkd_lite.models.evl import EVLDecoder, FrameBackbone, FrameFeatures, decoder_for
 from mmkd_lite.models.initialise import seeded
 from mmkd_lite.optimizer import learning_rate, parameter_groups
-from mmkd_lite.results import write_result
+from mmkd_lite.results import configuration_hash, read_result, write_result
 from mmkd_lite.teachers import load_teacher
 
 
@@ -57,6 +57,7 @@ class VideoRecipe:
             )
 
 
+RESULT = "video_comparison"
 PAPER = VideoRecipe()
 LAPTOP = VideoRecipe(
     epochs=8,
@@ -311,50 +312,83 @@ def setting(scale: str, data_dir: str | Path | None = None, model: str = "") -> 
 
 
 def compare(
-    names: Sequence[str], samplings: Sequence[str], seeds: int, say: Callable[[str], None] = print
+    names: Sequence[str],
+    samplings: Sequence[str],
+    seeds: int,
+    *,
+    folder: str | Path | None = None,
+    scale: str = "laptop",
+    say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Return the scores of several backbones, samplings and seeds at laptop scale, features computed once."""
-    rows = []
-    for name in names:
-        settings = setting("laptop", model=name)
-        for sampling in samplings:
-            frames = sampled(sampling)
-            shown = {
-                split: video_features(
-                    settings["model"], settings[split], range(settings[f"{split}_rows"]), frames
-                )
-                for split in ("train", "test")
-            }
-            for temporal, seed in itertools.product((True, False), range(seeds)):
-                found = score_video(
-                    **settings, sampling=sampling, temporal=temporal, seed=seed, shown=shown
-                )
-                scores = {metric: found["details"][metric] for metric in METRICS}
-                own = {"backbone": name, "sampling": sampling, "temporal": temporal, "seed": seed}
-                rows.append(own | scores)
-                say(f"{own} {scores}")
+    """Score backbones, samplings and seeds; each score is stored at once, and none is made twice.
+
+    Args:
+        names: Backbones, as `load_teacher` takes them.
+        samplings: Keys of `mmkd_lite.data.videos.SAMPLINGS`.
+        seeds: How many, from 0.
+        folder: Of `video_comparison.json`; `data/results` by default.
+        scale: "laptop" or "tiny".
+        say: Told about each score.
+
+    Returns:
+        One row a backbone, sampling, temporal or not, and seed.
+    """
+    configuration = {"recipe": asdict(setting(scale)["recipe"]), "scale": scale}
+    rows, before = _stored(configuration, folder)
+    start = time.perf_counter()
+    for name, sampling in itertools.product(names, samplings):
+        known = {(row["temporal"], row["seed"]) for row in rows
+                 if (row["backbone"], row["sampling"]) == (name, sampling)}  # fmt: skip
+        wanted = [k for k in itertools.product((True, False), range(seeds)) if k not in known]
+        settings = setting(scale, model=name)
+        shown = _features(settings, sampling) if wanted else {}
+        for temporal, seed in wanted:
+            found = score_video(
+                **settings, sampling=sampling, temporal=temporal, seed=seed, shown=shown
+            )
+            own = {"backbone": name, "sampling": sampling, "temporal": temporal, "seed": seed}
+            rows.append(own | {metric: found["details"][metric] for metric in METRICS})
+            write_result(
+                RESULT, configuration=configuration, metrics={"rows": rows}, seed=0, folder=folder,
+                seconds=before + time.perf_counter() - start,
+                command=f"python -m mmkd_lite.video_training --seeds {seeds}",
+            )  # fmt: skip
+            say(str(rows[-1]))
     return rows
 
 
+def _stored(
+    configuration: dict[str, Any], folder: str | Path | None
+) -> tuple[list[dict[str, Any]], float]:
+    """Return the rows of an earlier, perhaps interrupted, comparison and the seconds they took."""
+    try:
+        record = read_result(RESULT, folder)
+    except FileNotFoundError:
+        return [], 0.0
+    same = record["configuration_hash"] == configuration_hash(configuration)
+    return (record["metrics"]["rows"], record["seconds"]) if same else ([], 0.0)
+
+
+def _features(settings: dict[str, Any], sampling: str) -> dict[str, FrameFeatures]:
+    """Return the backbone's features of all training and test videos."""
+    frames = sampled(sampling)
+    return {
+        split: video_features(
+            settings["model"], settings[split], range(settings[f"{split}_rows"]), frames
+        )
+        for split in ("train", "test")
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare backbones and samplings on EmojiCrash and write `data/results/video_comparison.json`."""
+    """Compare backbones and samplings on EmojiCrash into `data/results/video_comparison.json`."""
     parser = argparse.ArgumentParser(prog="python -m mmkd_lite.video_training")
     parser.add_argument("--backbones", nargs="+", default=["clip", "vit", "random-clip"])
     parser.add_argument("--samplings", nargs="+", default=["stride14", "last10"])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
     parser.add_argument("--out", default=None, help="folder of the result file")
     asked = parser.parse_args(arguments)
-    start = time.perf_counter()
-    rows = compare(asked.backbones, asked.samplings, asked.seeds)
-    write_result(
-        "video_comparison",
-        configuration={"recipe": asdict(LAPTOP), "train": 320, "test": 200, "seeds": asked.seeds},
-        metrics={"rows": rows},
-        seed=0,
-        seconds=time.perf_counter() - start,
-        command=f"python -m mmkd_lite.video_training --seeds {asked.seeds}",
-        folder=asked.out,
-    )
+    compare(asked.backbones, asked.samplings, asked.seeds, folder=asked.out)
     return 0
 
 

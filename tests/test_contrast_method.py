@@ -16,7 +16,7 @@ from mmkd_lite.losses import image_text_contrast
 from mmkd_lite.methods import build
 from mmkd_lite.methods.contrast import ImageTextContrast
 from mmkd_lite.optimizer import build_optimizer
-from mmkd_lite.train import fit
+from tests.method_checks import cut_and_resumed
 from tests.reference_losses import image_text_contrast_loop
 from tests.test_shared_space import a_batch
 
@@ -133,26 +133,8 @@ class EveryPictureTwice:
 
 def test_it_trains_on_repeated_pictures_and_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     settings = {"train.steps": 4, "train.checkpoint_every": 2, "options.layout": "vlmo"}
-    written = []
-    for name in ("whole", "cut"):
-        config = tiny(settings, out_dir=str(tmp_path / name))
-        method = build(config)
-        if name == "cut":
-            ordinary, done = method.after_step, []
-
-            def dies_in_the_third_step(ordinary: Any = ordinary, done: list = done) -> None:
-                ordinary()
-                done.append(1)
-                if len(done) == 3:
-                    raise InterruptedError
-
-            method.after_step = dies_in_the_third_step
-            with pytest.raises(InterruptedError):
-                fit(config, method=method, pairs=EveryPictureTwice(open_pairs(config)))
-            method = build(config)
-        run = fit(config, method=method, pairs=EveryPictureTwice(open_pairs(config)))
-        written.append((run.dir / "model.safetensors").read_bytes())
-    assert written[0] == written[1]
+    whole, cut = (tiny(settings, out_dir=str(tmp_path / name)) for name in ("whole", "cut"))
+    cut_and_resumed(whole, cut, pairs=EveryPictureTwice(open_pairs(cut)))
 
 
 @pytest.mark.parametrize("size", [4, -2, 12])

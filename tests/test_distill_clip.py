@@ -17,6 +17,7 @@ from mmkd_lite.methods.distill_clip import DistillCLIP
 from mmkd_lite.models import ImageEncoder, TextEncoder, seeded
 from mmkd_lite.models import clip as clips
 from mmkd_lite.teachers import Teacher, load_teacher
+from tests.method_checks import random_pairs
 from tests.reference_losses import map_distance_loop, similarity_maps_loop
 
 SIZES = {"image.width": 16, "text.width": 24, "text.layers": 2, "options.space_width": 8}
@@ -40,17 +41,7 @@ def tiny(overrides: dict | None = None):
 
 
 def a_batch(config, size: int = 6) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    side, length = config.data.image_size, config.data.max_tokens
-    tokens = torch.randint(5, 60, (size, length), generator=generator)
-    for row in range(size):
-        tokens[row, 4 + row :] = 0
-    return {
-        "image": torch.rand(size, 3, side, side, generator=generator),
-        "tokens": tokens,
-        "image_id": torch.arange(size),
-        "caption_id": torch.arange(size),
-    }
+    return random_pairs(config, range(size))
 
 
 def both_sides(method, batch):

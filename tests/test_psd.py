@@ -22,7 +22,7 @@ from mmkd_lite.losses import (
 from mmkd_lite.losses.soft_alignment import draw_aligned, soft_targets
 from mmkd_lite.methods import METHODS, build
 from mmkd_lite.methods.psd import ProgressiveSelfDistillation, aligned_share
-from mmkd_lite.train import fit
+from tests.method_checks import cut_and_resumed
 from tests.reference_losses import image_text_contrast_loop, soft_alignment_loop
 
 IDS = torch.tensor([3, 1, 2, 1, 5])
@@ -240,24 +240,7 @@ def test_the_aligned_set_depends_on_seed_and_step_only() -> None:
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     settings = {"train.steps": 5, "train.checkpoint_every": 2, "data.noise": 0.4}
-    whole = fit(tiny(settings, out_dir=str(tmp_path / "whole")))
-    config = tiny(settings, out_dir=str(tmp_path / "cut"))
-    method, done = build(config), []
-    ordinary = method.after_step
-
-    def dies_in_the_third_step() -> None:
-        ordinary()
-        done.append(1)
-        if len(done) == 3:
-            raise InterruptedError
-
-    method.after_step = dies_in_the_third_step
-    with pytest.raises(InterruptedError):
-        fit(config, method=method)
-    again = fit(config)
-    assert len(done) == 3
-    for name in ("metrics.jsonl", "model.safetensors"):
-        assert (again.dir / name).read_bytes() == (whole.dir / name).read_bytes()
+    cut_and_resumed(*(tiny(settings, out_dir=str(tmp_path / name)) for name in ("whole", "cut")))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from mmkd_lite.models.quantizer import (
     usage,
 )
 from mmkd_lite.train import fit
+from tests.method_checks import cut_and_resumed
 from tests.reference_losses import (
     cosine_distance_loop,
     cross_entropy_loop,
@@ -196,23 +197,9 @@ def test_the_quantiser_trains_every_parameter_and_neither_teacher_nor_codes_by_g
 @pytest.mark.parametrize("method", ["quantiser", "quantised_targets"])
 def test_an_interrupted_run_ends_with_the_same_bits(method: str, tmp_path: Path) -> None:
     settings = {"train.steps": 5, "train.checkpoint_every": 2}
-    whole = fit(tiny(method, settings, out_dir=str(tmp_path / "whole")))
-    config = tiny(method, settings, out_dir=str(tmp_path / "cut"))
-    model, done = build(config), []
-    ordinary = model.after_step
-
-    def dies_in_the_third_step() -> None:
-        ordinary()
-        done.append(1)
-        if len(done) == 3:
-            raise InterruptedError
-
-    model.after_step = dies_in_the_third_step
-    with pytest.raises(InterruptedError):
-        fit(config, method=model)
-    again = fit(config)
-    for name in ("metrics.jsonl", "model.safetensors"):
-        assert (again.dir / name).read_bytes() == (whole.dir / name).read_bytes()
+    cut_and_resumed(
+        *(tiny(method, settings, out_dir=str(tmp_path / name)) for name in ("whole", "cut"))
+    )
 
 
 # --- S-SMKE on codes ---------------------------------------------------------------------------

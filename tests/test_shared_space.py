@@ -12,6 +12,7 @@ from mmkd_lite.methods import build
 from mmkd_lite.methods.shared_space import SharedSpaceMethod
 from mmkd_lite.models.shared_space import LAYOUTS, Encoded, SharedSpace
 from mmkd_lite.teachers import shipped_state
+from tests.method_checks import random_pairs
 from tests.reference_losses import image_text_contrast_loop
 
 LAYERS = {layout: 0 if layout == "clip" else 1 for layout in LAYOUTS}
@@ -23,16 +24,7 @@ def tiny(layout: str = "none", overrides: dict | None = None) -> RunConfig:
 
 
 def a_batch(config: RunConfig, size: int = 5) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    side, length = config.data.image_size, config.data.max_tokens
-    tokens = torch.randint(5, 60, (size, length), generator=generator)
-    for row in range(size):
-        tokens[row, 4 + row :] = 0
-    return {
-        "image": torch.rand(size, 3, side, side, generator=generator, dtype=torch.float64),
-        "tokens": tokens,
-        "image_id": torch.tensor([0, 1, 2, 1, 4][:size]),
-    }
+    return random_pairs(config, [0, 1, 2, 1, 4][:size], torch.float64)
 
 
 def by_parts(space: SharedSpace, batch: dict[str, Tensor], side: str) -> list[Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmkd_lite.config import RunConfig, resolve
 from mmkd_lite.methods import METHODS, build
 from mmkd_lite.methods.shre import SHRe
+from tests.method_checks import random_pairs
 
 
 def tiny(overrides: dict | None = None) -> RunConfig:
@@ -20,17 +21,7 @@ def tiny(overrides: dict | None = None) -> RunConfig:
 
 
 def a_batch(config: RunConfig, size: int = 6) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    side, length = config.data.image_size, config.data.max_tokens
-    tokens = torch.randint(5, 60, (size, length), generator=generator)
-    for row in range(size):
-        tokens[row, 4 + row :] = 0
-    return {
-        "image": torch.rand(size, 3, side, side, generator=generator),
-        "tokens": tokens,
-        "image_id": torch.arange(size),
-        "caption_id": torch.arange(size),
-    }
+    return random_pairs(config, range(size))
 
 
 def code_3(method: SHRe, batch: dict[str, Tensor]) -> dict[str, float]:

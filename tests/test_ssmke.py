@@ -14,7 +14,7 @@ from mmkd_lite.config import RunConfig, resolve
 from mmkd_lite.losses import cosine_distance, mean_squared_error
 from mmkd_lite.methods import build
 from mmkd_lite.methods.ssmke import SSMKE
-from mmkd_lite.train import fit
+from tests.method_checks import cut_and_resumed
 from tests.reference_losses import cosine_distance_loop, info_nce_loop, mean_squared_error_loop
 
 TEACHER = {"teacher": "random-vit", "image.start": "", "text.start": ""}
@@ -184,24 +184,9 @@ def test_an_interrupted_run_with_a_bank_ends_with_the_same_bits(tmp_path: Path) 
     settings = {"options.target": "contrastive", "options.bank": 12, "train.steps": 5,
                 "train.checkpoint_every": 2}  # fmt: skip
 
-    whole = fit(tiny(settings, out_dir=str(tmp_path / "whole")))
-    config = tiny(settings, out_dir=str(tmp_path / "cut"))
-    method, done = build(config), []
-    ordinary = method.after_step
-
-    def dies_in_the_third_step() -> None:
-        ordinary()
-        done.append(1)
-        if len(done) == 3:
-            raise InterruptedError
-
-    method.after_step = dies_in_the_third_step
-    with pytest.raises(InterruptedError):
-        fit(config, method=method)
-    again = fit(config)
-    assert len(done) == 3
-    for name in ("metrics.jsonl", "model.safetensors"):
-        assert (again.dir / name).read_bytes() == (whole.dir / name).read_bytes()
+    again = cut_and_resumed(
+        *(tiny(settings, out_dir=str(tmp_path / name)) for name in ("whole", "cut"))
+    )
     loaded = again.load_method()
     assert int(loaded.bank.pointer) == 5 * BATCH % 12 and int(loaded.bank.ids.max()) == 29
 

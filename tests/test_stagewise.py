@@ -18,6 +18,7 @@ from mmkd_lite.methods import build
 from mmkd_lite.methods.stagewise import TOWERS, Stagewise
 from mmkd_lite.optimizer import build_optimizer
 from mmkd_lite.train import fit
+from tests.method_checks import cut_and_resumed, random_pairs
 from tests.reference_losses import hidden_states_loop, image_text_contrast_loop
 
 RANDOM = {
@@ -50,16 +51,7 @@ def tiny(overrides: dict | None = None, **settings: Any) -> RunConfig:
 
 
 def a_batch(config: RunConfig, size: int = 4) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    side, length = config.data.image_size, config.data.max_tokens
-    tokens = torch.randint(5, 60, (size, length), generator=generator)
-    for row in range(size):
-        tokens[row, 4 + row :] = 0
-    return {
-        "image": torch.rand(size, 3, side, side, generator=generator, dtype=torch.float64),
-        "tokens": tokens,
-        "image_id": torch.tensor([0, 1, 2, 1][:size]),
-    }
+    return random_pairs(config, [0, 1, 2, 1][:size], torch.float64)
 
 
 def perturbed(config: RunConfig) -> Stagewise:
@@ -329,23 +321,8 @@ def test_a_run_cut_on_either_side_of_the_boundary_ends_with_the_same_bits(
     variant: str, fatal: int, tmp_path: Path
 ) -> None:
     settings = {**VARIANTS[variant], "train.steps": 6, "train.checkpoint_every": 2}
-    whole = fit(tiny(settings, out_dir=str(tmp_path / "whole")))
-    config = tiny(settings, out_dir=str(tmp_path / "cut"))
-    method, done = build(config), []
-    ordinary = method.after_step
-
-    def dies() -> None:
-        ordinary()
-        done.append(1)
-        if len(done) == fatal:
-            raise InterruptedError
-
-    method.after_step = dies
-    with pytest.raises(InterruptedError):
-        fit(config, method=method)
-    again = fit(config)
-    for name in ("metrics.jsonl", "model.safetensors"):
-        assert (again.dir / name).read_bytes() == (whole.dir / name).read_bytes()
+    whole, config = (tiny(settings, out_dir=str(tmp_path / name)) for name in ("whole", "cut"))
+    again = cut_and_resumed(whole, config, fatal)
     saved = load_checkpoint(checkpoint_paths(again.checkpoints)[0]).tensors
     assert {f"method/{k}" for k in build(config).state_dict()} <= set(saved)
 

@@ -22,6 +22,7 @@ from mmkd_lite.optimizer import parameter_groups
 from mmkd_lite.scoring import score_run
 from mmkd_lite.teachers import Teacher
 from mmkd_lite.train import fit
+from tests.method_checks import cut_and_resumed
 from tests.reference_losses import hidden_states_loop, kl_divergence_loop
 
 RANDOM = {
@@ -371,21 +372,7 @@ def test_pictures_repeat_in_another_order_each_epoch_and_ranks_share_a_batch() -
 def test_an_interrupted_run_ends_with_the_same_bits(name, tmp_path) -> None:
     settings = {"train.steps": 4, "train.checkpoint_every": 2, "train.batch_size": 8}
     configs = [replace(tiny(name, settings), out_dir=str(tmp_path / w)) for w in ("whole", "cut")]
-    whole = fit(configs[0])
-    method, done = build(configs[1]), []
-
-    def dies_in_the_third_step() -> None:
-        done.append(1)
-        if len(done) == 3:
-            raise InterruptedError
-
-    method.after_step = dies_in_the_third_step
-    with pytest.raises(InterruptedError):
-        fit(configs[1], method=method)
-    again = fit(configs[1])
-    assert len(done) == 3 and [row["step"] for row in again.metrics()] == [1, 2, 3, 4]
-    for file in ("metrics.jsonl", "model.safetensors"):
-        assert (again.dir / file).read_bytes() == (whole.dir / file).read_bytes()
+    cut_and_resumed(*configs)
 
 
 @pytest.mark.parametrize("name", list(RANDOM))

@@ -285,3 +285,29 @@ def test_shipped_teachers_have_met_the_vehicles_and_the_sign():
         torch.from_numpy(clips.clips([0], sampled("last10")))
     )
     assert features.hidden.shape == (4, 1, len(last_frames()), 37, 96)
+
+
+def test_a_comparison_keeps_what_is_done_and_stores_every_score_at_once(tmp_path, monkeypatch):
+    made = []
+
+    def fast(**asked):
+        if len(made) == 3:
+            raise InterruptedError
+        made.append((asked["sampling"], asked["temporal"], asked["seed"]))
+        return {"details": dict.fromkeys(METRICS, 50.0)}
+
+    monkeypatch.setattr(video_training, "score_video", fast)
+    monkeypatch.setattr(video_training, "_features", lambda settings, sampling: {})
+    ask = {"folder": tmp_path, "scale": "tiny", "say": lambda text: None}
+    with pytest.raises(InterruptedError):
+        video_training.compare(["random-clip"], ["last10"], 2, **ask)
+    assert len(read_result(video_training.RESULT, tmp_path)["metrics"]["rows"]) == 3
+    made.clear()
+    rows = video_training.compare(["random-clip"], ["last10"], 2, **ask)
+    assert made == [("last10", False, 1)]  # the one that was missing
+    assert [(r["temporal"], r["seed"]) for r in rows] == [
+        (True, 0),
+        (True, 1),
+        (False, 0),
+        (False, 1),
+    ]
