@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmkd_lite.config import DataConfig, RunConfig
 from mmkd_lite.data.emoji import concepts, groups, labels, subgroups
+from mmkd_lite.data.picture_folder import PictureFolder
 from mmkd_lite.data.pictures import EmojiPictures
 from mmkd_lite.data.scenes import EmojiScenes
 from mmkd_lite.data.sprites import available_artists
@@ -47,6 +48,8 @@ def score_one_modality(method: Method, config: RunConfig) -> dict[str, dict[str,
     Raises:
         ValueError: Unknown `scored_by`, or data that hold no labels.
     """
+    if config.data.source == "folder" and method.scored_by == "classes":
+        return classify_folder(method, config)
     if config.data.source != "emoji":
         raise ValueError(f"data.source={config.data.source!r} holds no labels to score with")
     ways = {"pictures": probe_pictures, "captions": probe_captions, "classes": classify_pictures}
@@ -104,6 +107,24 @@ def classify_pictures(method: Any, config: RunConfig) -> dict[str, dict[str, Any
                 probability.argmax(dim=1), truth, probability.shape[1]
             )
     return scores
+
+
+def classify_folder(method: Any, config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Score `method.classify` on the pictures below `data_dir`/val, 256 at a time.
+
+    Raises:
+        ValueError: Other classes than those of `data_dir`/train.
+    """
+    parts = {s: PictureFolder(config.data_dir, s, config.data.image_size) for s in ("train", "val")}
+    shown = parts["val"]
+    if shown.classes != parts["train"].classes:
+        other = sorted(set(shown.classes) ^ set(parts["train"].classes))
+        raise ValueError(f"train and val of {config.data_dir} differ in the classes {other[:10]}")
+    guesses = [
+        embed_images(method.classify, shown.squares(rows.tolist())).argmax(dim=1)
+        for rows in torch.arange(shown.size).split(256)
+    ]
+    return {"val": accuracy(torch.cat(guesses), shown.labels, len(shown.classes))}
 
 
 def labelled_captions(config: RunConfig, split: str) -> tuple[list[str], dict[str, Tensor]]:

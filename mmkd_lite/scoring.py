@@ -114,8 +114,10 @@ def score_look_alikes(method: Method, config: RunConfig) -> dict[str, Any]:
 def galleries(config: RunConfig) -> dict[str, Gallery]:
     """Return the galleries that a configuration is scored on, drawn once a process.
 
-    A gallery whose artist is not installed is left out.
+    A gallery whose artist is not installed is left out; a folder of labelled pictures has none.
     """
+    if config.data.source == "folder":
+        return {}
     if config.data.source == "emoji":
         return dict(_emoji_galleries(config.data))
     return {"test": open_pairs(config).gallery(config.data.gallery_images)}

@@ -14,9 +14,9 @@ from mmkd_lite.checkpoint import DamagedCheckpoint, load_checkpoint
 from mmkd_lite.config import DataConfig, RunConfig, from_dict, resolve, to_dict
 from mmkd_lite.data.tokenizer import load_tokenizer
 from mmkd_lite.evaluate import embed_images, embed_texts
-from mmkd_lite.methods import Method, build
+from mmkd_lite.methods import METHODS, Method, build
 from mmkd_lite.runs import Run
-from mmkd_lite.storage import sha256_of_arrays, sha256_of_file
+from mmkd_lite.storage import read_json, sha256_of_arrays, sha256_of_file
 from mmkd_lite.teachers import SHIPPED, Teacher, load_teacher, manifest
 
 KEPT = 128
@@ -225,6 +225,14 @@ def ancestors(config: RunConfig | dict[str, Any]) -> list[str]:
     values = to_dict(config) if isinstance(config, RunConfig) else json.loads(json.dumps(config))
     named = [values.get("teacher"), *(values.get(s, {}).get("start") for s in ("image", "text"))]
     found: list[str] = []
+    if values.get("method") in ("retrieval_finetuning", "image_finetuning"):
+        start = values["options"]["start"]
+        if (Path(start).expanduser() / "config.json").exists():
+            found += ancestors(read_json(Path(start).expanduser() / "config.json"))
+        elif start in SHIPPED or start.startswith("transformers:"):
+            named.append(start)
+        elif start.partition(":")[0] in METHODS:
+            found += ancestors(resolve(start.partition(":")[0], values["scale"]))
     for name in filter(None, named):
         found += [name, *ancestors(recorded_config(name))]
     return list(dict.fromkeys(found))

@@ -27,10 +27,11 @@ from mmkd_lite.evaluate.embed import evaluation_mode
 from mmkd_lite.evaluate.glue import guess_levels, metric_interval, score
 from mmkd_lite.losses import cross_entropy, mean_squared_error
 from mmkd_lite.models import TextEncoder, initialise_weights, without_padding_columns
-from mmkd_lite.optimizer import build_optimizer, learning_rate
+from mmkd_lite.optimizer import build_optimizer
 from mmkd_lite.results import plain, read_result, write_result
 from mmkd_lite.runs import runs_root
 from mmkd_lite.seeding import seeded
+from mmkd_lite.short_training import descend, shuffled_rows
 from mmkd_lite.teachers import load_teacher
 
 LONGEST = 256
@@ -343,32 +344,23 @@ def _train(
     settings = TrainConfig(base_lr=recipe.rate, weight_decay=recipe.weight_decay)
     optimizer = build_optimizer(model, settings)
     model.train()
-    losses: list[float] = []
-    order = torch.empty(0, dtype=torch.int64)
-    for step in range(recipe.steps):
-        if len(order) < recipe.batch_size:
-            order = torch.cat([order, torch.randperm(len(targets))])
-        rows, order = order[: recipe.batch_size], order[recipe.batch_size :]
+    rows_of = shuffled_rows(len(targets), recipe.batch_size)
+
+    def gradient(step: int) -> float:
+        rows = next(rows_of)
         output = (
             model(*((tokens[rows], types[rows]) for tokens, types in inputs))
             if features is None
             else model.answer(features[rows])
         )
         loss = model.loss(output, targets[rows])
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(
-                f"the loss of task {model.task.name!r} is {loss.item()} at step {step}; lower the "
-                f"learning rate ({recipe.rate:g})"
-            )
-        rate = learning_rate(step, recipe.steps, recipe.rate)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
+        return float(loss.detach())
+
+    return descend(
+        model, optimizer, gradient, recipe.steps, recipe.rate,
+        clip_norm=settings.clip_norm, what=f"task {model.task.name!r}",
+    )  # fmt: skip
 
 
 def compare_towers(

@@ -25,8 +25,9 @@ from mmkd_lite.evaluate.embed import evaluation_mode
 from mmkd_lite.evaluate.video import METRICS, binary_scores
 from mmkd_lite.models.evl import EVLDecoder, FrameBackbone, FrameFeatures, decoder_for
 from mmkd_lite.models.initialise import seeded
-from mmkd_lite.optimizer import learning_rate, parameter_groups
+from mmkd_lite.optimizer import parameter_groups
 from mmkd_lite.results import configuration_hash, read_result, write_result
+from mmkd_lite.short_training import descend
 from mmkd_lite.teachers import load_teacher
 
 
@@ -162,23 +163,22 @@ def train_decoder(
     optimizer = torch.optim.AdamW(
         parameter_groups(decoder, recipe.weight_decay), lr=recipe.learning_rate
     )
-    losses: list[float] = []
     decoder.train()
     with seeded(seed):
-        for _ in range(recipe.epochs):
-            for rows in torch.randperm(len(labels)).split(group):
-                rate = learning_rate(
-                    len(losses), steps, recipe.learning_rate, recipe.warmup_fraction
-                )
-                for parameters in optimizer.param_groups:
-                    parameters["lr"] = rate
-                optimizer.zero_grad()
-                losses.append(
-                    accumulate_gradient(decoder, features, labels, rows, recipe.batch_size)
-                )
-                if recipe.clip_norm:
-                    nn.utils.clip_grad_norm_(decoder.parameters(), recipe.clip_norm)
-                optimizer.step()
+        orders = (torch.randperm(len(labels)).split(group) for _ in range(recipe.epochs))
+        rows_of = itertools.chain.from_iterable(orders)
+        losses = descend(
+            decoder,
+            optimizer,
+            lambda _: accumulate_gradient(
+                decoder, features, labels, next(rows_of), recipe.batch_size
+            ),
+            steps,
+            recipe.learning_rate,
+            warmup_fraction=recipe.warmup_fraction,
+            clip_norm=recipe.clip_norm,
+            what="the video decoder",
+        )
     decoder.eval()
     return losses
 

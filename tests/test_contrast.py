@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkd_lite.losses import image_text_contrast, info_nce
-from mmkd_lite.losses.benchmark import two_matrix_contrast
+from tests.measure_contrast import two_matrix_contrast
 from tests.reference_losses import image_text_contrast_loop, info_nce_loop
 
 B, D, G = 5, 4, 3

@@ -487,7 +487,7 @@ def test_embed_refuses_what_it_cannot_scale(call, message):
 
 
 def test_benchmark_compares_two_rules_that_agree(tmp_path, capsys):
-    from mmkd_lite.evaluate.benchmark import main
+    from tests.measure_retrieval import main
 
     assert (
         main(["--images=40", "--width=8", "--threads=1", "--repeats=1", f"--out={tmp_path}"]) == 0

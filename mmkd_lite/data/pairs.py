@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import to_pil_image
 
 from mmkd_lite.config import DataConfig, RunConfig
 from mmkd_lite.data import draws, karpathy
@@ -27,6 +28,7 @@ __all__ = [
     "EmojiPairs",
     "Pairs",
     "RecycledEmojiPairs",
+    "RedrawnEmojiPairs",
     "loader",
     "open_pairs",
 ]
@@ -144,6 +146,39 @@ class RecycledEmojiPairs(EmojiPairs):
         positions = global_rows(step, batch_size, rank, world)
         orders = {e: epoch_order(self.seed, e, self.size) for e in set(positions // self.size)}
         return self.at(np.array([orders[p // self.size][p % self.size] for p in positions]))
+
+
+class RedrawnEmojiPairs(EmojiPairs):
+    """The scenes and captions of `EmojiPairs` in another artist's hand, perhaps cropped at random.
+
+    A crop is a pure function of (seed, number of the scene). It is resized to the picture's size and never
+    mirrored, since captions name left and right; what lies outside it may still be named.
+
+    Args:
+        config: As for `EmojiPairs`.
+        seed: Seed of the run; decides captions and crops.
+        artist: "twemoji", "openmoji" or "noto".
+        smallest_crop: Smallest share of a picture's area in its crop, in (0, 1]; 1 crops nothing.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, artist: str, smallest_crop: float = 1.0):
+        super().__init__(config, seed)
+        self.scenes = EmojiScenes(config, artist=artist)
+        self.smallest_crop = smallest_crop
+
+    def at(self, rows: np.ndarray) -> Batch:
+        """The batch of some scenes; see `EmojiPairs.at`."""
+        batch = super().at(rows)
+        if self.smallest_crop < 1:
+            shares = (self.smallest_crop, 1.0)
+            uniforms = draws.uniforms(self.seed, "pairs:crop", rows, karpathy.CROP_DRAWS)
+            pictures = batch["image"].mul(255).round().to(torch.uint8)
+            cut = [
+                karpathy.random_square(to_pil_image(picture), picture.shape[-1], u, shares, 0.0)
+                for picture, u in zip(pictures, uniforms, strict=True)
+            ]
+            batch["image"] = torch.stack(cut).float().div_(255)
+        return batch
 
 
 def open_pairs(config: RunConfig) -> Pairs:

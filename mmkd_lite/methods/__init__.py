@@ -3,11 +3,13 @@
 from mmkd_lite.methods.base import Method, build
 from mmkd_lite.methods.contrast import ImageTextContrast
 from mmkd_lite.methods.distill_clip import DistillCLIP
+from mmkd_lite.methods.image_finetuning import ImageFinetuning
 from mmkd_lite.methods.masked_words import MaskedWords
 from mmkd_lite.methods.memory_bank import MemoryBank
 from mmkd_lite.methods.psd import ProgressiveSelfDistillation
 from mmkd_lite.methods.quantised_targets import QuantisedTargets
 from mmkd_lite.methods.quantiser import Quantiser
+from mmkd_lite.methods.retrieval_finetuning import RetrievalFinetuning
 from mmkd_lite.methods.self_supervised import MaskedFeatures, MaskedLatents
 from mmkd_lite.methods.shared_layers import SharedLayers
 from mmkd_lite.methods.shre import SHRe
@@ -33,6 +35,8 @@ METHODS: dict[str, type[Method]] = {
     "memory_bank": MemoryBank,
     "distill_clip": DistillCLIP,
     "psd": ProgressiveSelfDistillation,
+    "retrieval_finetuning": RetrievalFinetuning,
+    "image_finetuning": ImageFinetuning,
     "supervised": Supervised,
     "masked_words": MaskedWords,
     "masked_features": MaskedFeatures,

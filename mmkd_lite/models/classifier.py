@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmkd_lite.config import TowerConfig
 from mmkd_lite.models.image import ImageEncoder
+from mmkd_lite.models.initialise import initialise_weights
 from mmkd_lite.models.text import TextEncoder
 
 
@@ -40,6 +41,46 @@ class ImageClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return class logits (B, C)."""
         return self.head(self.features(images))
+
+
+class PooledClassifier(nn.Module):
+    """Our image encoder with the mean of its patches, LayerNorm and a linear head (Code 1).
+
+    Args:
+        encoder: the encoder; its [CLS] is dropped.
+        classes: number of classes C.
+        frozen: whether the encoder runs in eval mode and without a gradient.
+
+    Shape:
+        - images: (B, 3, H, W) in [0, 1]
+        - returns: class logits (B, C)
+
+    Source: seed 000, Code 1. Derived in notebooks/32_probe_and_finetune.ipynb.
+    """
+
+    def __init__(self, encoder: ImageEncoder, classes: int, frozen: bool = False) -> None:
+        super().__init__()
+        self.encoder, self.frozen = encoder, frozen
+        self.norm = nn.LayerNorm(encoder.config.width, eps=encoder.config.layer_norm_eps)
+        self.head = nn.Linear(encoder.config.width, classes)
+        initialise_weights(self.head)
+        encoder.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> PooledClassifier:
+        """Set the mode; a frozen encoder stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the mean of the patches (B, D)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encoder(images)[:, 1:].mean(dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return class logits (B, C)."""
+        return self.head(self.norm(self.features(images)))
 
 
 class HeadlessImageModel(nn.Module):

@@ -79,7 +79,7 @@ class FrameBackbone:
     def __init__(self, model: nn.Module, levels: int = 4) -> None:
         if levels < 1:
             raise ValueError(f"levels={levels} must be at least 1")
-        self.encoder: Any = _image_transformer(model)
+        self.encoder: Any = image_transformer(model)
         own = isinstance(self.encoder, ImageEncoder)
         config = self.encoder.config
         self.width: int = config.width if own else config.hidden_size
@@ -152,7 +152,7 @@ class FrameBackbone:
         return list(found[1:]), query, key
 
 
-def _image_transformer(model: nn.Module) -> Any:
+def image_transformer(model: nn.Module) -> Any:
     """Return the one image Transformer inside a model."""
     found = {
         name: part

@@ -1,4 +1,4 @@
-"""Time the streaming contrast beside the plain one: `python -m mmkd_lite.losses.benchmark`.
+"""Time the streaming contrast beside the plain one: `python tests/measure_contrast.py`.
 
 Every measurement is a fresh process, so that its peak memory is its own; the two implementations
 take turns, so that a machine that slows down slows both. Notebook 02 draws the file that this
@@ -28,7 +28,7 @@ from mmkd_lite.losses.contrast import image_text_contrast
 from mmkd_lite.storage import write_json
 
 SCALE = 1 / 0.07
-OUTPUT = Path(__file__).resolve().parents[2] / "data" / "results" / "streaming_contrast.json"
+OUTPUT = Path(__file__).resolve().parents[1] / "data" / "results" / "streaming_contrast.json"
 BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
 
@@ -98,7 +98,7 @@ def measure_here(name: str, batch: int, width: int, folder: Path) -> None:
 
 def measure(name: str, batch: int, width: int, folder: Path) -> dict[str, Any]:
     """Run `measure_here` in a process of its own and return its figures."""
-    command = [sys.executable, "-m", "mmkd_lite.losses.benchmark", "--here", name]
+    command = [sys.executable, __file__, "--here", name]
     command += ["--batch", str(batch), "--width", str(width), "--output", str(folder)]
     subprocess.run(command, check=True)
     figures: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
@@ -162,7 +162,7 @@ def main() -> None:
         row = compare(batch, options.width, options.repeats)
         rows.append(row)
         print(line(row), flush=True)
-    about = {"command": "python -m mmkd_lite.losses.benchmark", "torch": torch.__version__}
+    about = {"command": "python tests/measure_contrast.py", "torch": torch.__version__}
     about |= {"dtype": "float32", "width": options.width, "repeats": options.repeats}
     write_json(options.output, about | {"rows": rows})
 

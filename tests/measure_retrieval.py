@@ -1,4 +1,4 @@
-"""Time and memory of `retrieval` beside the one-hot rule: `python -m mmkd_lite.evaluate.benchmark`.
+"""Time and memory of `retrieval` beside the one-hot rule: `python tests/measure_retrieval.py`.
 
 The one-hot rule is the one that public benchmarks use: hold the whole T x N score matrix and the
 T x N matrix of right pairs, take the top k, spread them into a (batch, k, candidates) one-hot
@@ -107,7 +107,7 @@ def benchmark(
     runs: dict[str, list[dict[str, Any]]] = {rule: [] for rule in RULES}
     for _ in range(repeats):
         for rule in RULES:
-            words = [sys.executable, "-m", "mmkd_lite.evaluate.benchmark", "--child", rule, *sizes]
+            words = [sys.executable, __file__, "--child", rule, *sizes]
             done = subprocess.run(words, capture_output=True, text=True, check=True)
             runs[rule].append(json.loads(done.stdout.splitlines()[-1]))
     found: dict[str, Any] = {rule: min(runs[rule], key=lambda r: r["seconds"]) for rule in RULES}
@@ -125,7 +125,7 @@ def benchmark(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print a table and write `data/results/retrieval_benchmark.json`."""
-    parser = argparse.ArgumentParser(prog="python -m mmkd_lite.evaluate.benchmark")
+    parser = argparse.ArgumentParser(prog="python tests/measure_retrieval.py")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--captions", type=int, default=5, help="captions an image")
     parser.add_argument("--width", type=int, default=512)
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metrics=found,
         seed=asked.seed,
         seconds=sum(found[rule]["seconds"] for rule in RULES),
-        command="python -m mmkd_lite.evaluate.benchmark",
+        command="python tests/measure_retrieval.py",
         folder=asked.out,
     )
     return 0
