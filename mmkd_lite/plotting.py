@@ -29,6 +29,8 @@ def bars(
 ) -> Figure:
     """Draw one bar a method and group, with its interval, its number and the chance level.
 
+    Without groups the bars lie, each beside its name.
+
     Args:
         values: Method name to one value a group (or one number when there is one group).
         title: What the figure shows.
@@ -41,6 +43,8 @@ def bars(
     Raises:
         ValueError: If a method has another number of values than there are groups.
     """
+    if tuple(groups) == ("",):
+        return _lying_bars(values, half_width or {}, chance, chance_label, title, label)
     figure, axes = _one_axes(title)
     width = 0.8 / max(1, len(values))
     half_width = half_width or {}
@@ -69,6 +73,40 @@ def bars(
     axes.margins(y=0.12)
     axes.grid(axis="x", visible=False)
     _legend_beside(axes, len(values) + (chance is not None))
+    return figure
+
+
+def _lying_bars(
+    values: Mapping[str, Sequence[float] | float],
+    half_width: Mapping[str, Sequence[float] | float],
+    chance: Sequence[float] | float | None,
+    chance_label: str,
+    title: str,
+    label: str,
+) -> Figure:
+    """Draw one horizontal bar a name, the first on top."""
+    figure, axes = _one_axes(title, (7.0, 1.1 + 0.3 * len(values)))
+    for place, (name, value) in enumerate(values.items()):
+        length = _row(value, 1, name)[0]
+        error = _row(half_width.get(name, 0.0), 1, name)[0]
+        axes.barh(place, length, 0.75, xerr=error or None, capsize=3, color=COLOURS[0])
+        axes.annotate(
+            f"{length:.3g}",
+            (max(length, 0.0) + error, place),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    if chance is not None:
+        level = _row(chance, 1, chance_label)[0]
+        axes.axvline(level, color="black", ls="dashed", lw=1.2, label=chance_label)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.margins(x=0.12)
+    axes.grid(axis="y", visible=False)
     return figure
 
 

@@ -277,7 +277,7 @@ def test_the_run_of_a_comparison_is_found_by_its_label_and_seed(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("MMKD_RUNS", str(tmp_path))
-    with pytest.raises(ValueError, match=r"python -m mmkd_lite train contrast --seed 4"):
+    with pytest.raises(ValueError, match=r"fit\(resolve\(\*\('contrast', 'tiny', .*seed=4\)\)"):
         open_start("contrast:single", tiny(seed=4))
     change = {"options.layout": "single"}
     run = fit(resolve("contrast", "tiny", change, seed=4))

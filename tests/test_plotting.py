@@ -31,6 +31,23 @@ def test_bars_have_the_heights_intervals_and_chance_that_were_given():
         plotting.bars({"both": 1.0}, title="t", label="l", groups=("a", "b"))
 
 
+def test_without_groups_bars_lie_beside_their_names():
+    figure = plotting.bars(
+        {"both": 20.0, "KL only": 3.0},
+        title="t",
+        label="per cent",
+        half_width={"both": 2.0},
+        chance=0.5,
+    )
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [20.0, 3.0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["both", "KL only"]
+    assert texts(figure) == ["20", "3"] and axes.get_xlabel() == "per cent"
+    assert axes.yaxis_inverted() and axes.get_legend().get_texts()[0].get_text() == "chance"
+    with pytest.raises(ValueError, match="'both' has 2 values for 1 groups"):
+        plotting.bars({"both": [1.0, 2.0]}, title="t", label="l")
+
+
 def test_learning_curves_average_and_name_what_is_missing():
     rows = [{"step": step, "loss": float(step % 2)} for step in range(10)]
     line = plotting.learning_curves(rows, smooth=2).axes[0].lines[0]

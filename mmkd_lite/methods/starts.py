@@ -40,10 +40,8 @@ def open_start(start: str, config: RunConfig) -> Start:
         run = Run.open(_folder(start, config))
         return Start(run.load_method(), run.config.data.image_size, run.config)
     except FileNotFoundError as error:
-        method, colon, _ = start.partition(":")
-        hint = (
-            f"; train it: python -m mmkd_lite train {method} --seed {config.seed}" if colon else ""
-        )
+        label = _labelled(start, config)
+        hint = f"; make it: fit(resolve(*{label}, seed={config.seed}))" if label else ""
         raise ValueError(
             f"options.start={start!r} must be clip, random-clip or another teacher, transformers:NAME, the folder of "
             f"a finished run, or the method:variant of one with this scale and seed: {error}{hint}"
@@ -51,11 +49,18 @@ def open_start(start: str, config: RunConfig) -> Start:
 
 
 def _folder(start: str, config: RunConfig) -> Path:
-    from mmkd_lite.methods import METHODS
     from mmkd_lite.runs import run_folder
 
+    label = _labelled(start, config)
+    if label is None:
+        return Path(start).expanduser()
+    return run_folder(resolve(*label, seed=config.seed))
+
+
+def _labelled(start: str, config: RunConfig) -> tuple[str, str, dict[str, Any]] | None:
+    """Return method, scale and changes of "method:variant"; None for anything else."""
+    from mmkd_lite.methods import METHODS
+
     method, _, variant = start.partition(":")
-    if variant in getattr(METHODS.get(method), "variants", {}):
-        changes = METHODS[method].variants[variant]
-        return run_folder(resolve(method, config.scale, changes, seed=config.seed))
-    return Path(start).expanduser()
+    variants = METHODS[method].variants if method in METHODS else {}
+    return (method, config.scale, variants[variant]) if variant in variants else None
