@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmkd_lite.comparison import read_comparison
+from mmkd_lite.comparison import ALL, comparison_tables, read_comparison
 from mmkd_lite.coverage import method_table
 from mmkd_lite.report import HEADLINE, title_of
 from mmkd_lite.reproduce import find_notebooks
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BEGIN = "<!-- {}:begin (python -m mmkd_lite refresh --readme) -->"
 END = "<!-- {}:end -->"
 PICTURE = "data/readme_picture.png"
+COMPARISON = "data/results/comparison.md"
 PICTURE_BYTES = 200_000
 """Largest size of the picture."""
 
@@ -53,6 +54,27 @@ def write_table(root: Path) -> None:
             raise ValueError(f"README.md lacks a marker; it needs the lines {first!r} and {last!r}")
         text = f"{before}{begin}\n{table(root)}\n{end}{after}"
     write_atomic(path, text)
+
+
+def write_comparison(root: Path) -> None:
+    """Renew data/results/comparison.md, the table of all methods; see `comparison.ALL`."""
+    write_atomic(root / COMPARISON, comparison_page(root))
+
+
+def comparison_page(root: Path) -> str:
+    """Return the page that compares all methods, from the runs that are committed.
+
+    Args:
+        root: The repository root.
+    """
+    found = read_comparison(ALL, folder=root / "data" / "results", partial=True)
+    return (
+        "# All methods: same start, data and steps\n\n"
+        "Laptop scale, per cent; 95 % intervals over seeds, in brackets. Differences are paired by seed and in mean "
+        "recall; the smallest detectable effect is at 80 % power. `seconds` come from machines of different load.\n"
+        "Made from `compare/` by `python -m mmkd_lite refresh --readme`; runs by `python -m mmkd_lite compare all`.\n\n"
+        f"{comparison_tables(found)}\n"
+    )
 
 
 def notebook_table(root: Path) -> str:

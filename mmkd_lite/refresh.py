@@ -58,7 +58,8 @@ def refresh_command(arguments: Sequence[str]) -> int:
         _refresh_all(root, select(find_notebooks(root / "notebooks"), options.names))
     if not (options.picture or options.screenshot):
         readme.write_table(root)
-        print("written: the table of notebooks in README.md")
+        readme.write_comparison(root)
+        print(f"written: the tables of README.md, {readme.COMPARISON}")
     return 0
 
 

@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from mmkd_lite import readme
+from mmkd_lite.comparison import ALL
 from mmkd_lite.comparison import file_stem
 from mmkd_lite.notebook import repository_root
 from mmkd_lite.refresh import normalise, refresh, unfit_outputs, with_out_dir
@@ -163,3 +164,10 @@ def test_the_picture_shows_the_committed_comparison_with_its_intervals(tmp_path)
 def test_the_committed_methods_are_the_ones_that_the_command_writes():
     root = repository_root()
     assert readme.method_table(root) in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_committed_comparison_is_the_one_that_the_command_writes():
+    root = repository_root()
+    page = readme.comparison_page(root)
+    assert page == (root / readme.COMPARISON).read_text(encoding="utf-8")
+    assert all(f"| {label} |" in page for label in ALL)
