@@ -19,7 +19,7 @@ from mmkd_lite.storage import write_atomic
 from mmkd_lite.subject import ancestors, recorded_config
 from mmkd_lite.suite import NAME, record_folder, rows_of, table
 
-LABELLED = ("supervised", "soft_labels")
+LABELLED = ("supervised", "soft_labels", "image_finetuning")
 """Methods that are trained on class labels."""
 
 DATA = {
@@ -53,6 +53,8 @@ def training_data(config: Mapping[str, Any]) -> tuple[str, str]:
     method = config.get("method")
     if method not in METHODS and method not in DATA:
         return "published weights; see their own card", "unknown"
+    if config["data"]["source"] == "folder":
+        return "a folder of pictures with class labels", "yes"
     if config["data"]["source"] != "emoji":
         return f"{config['data']['source']}, pictures with captions", "no"
     return DATA.get(method, PAIRS), "yes" if method in LABELLED else "no"

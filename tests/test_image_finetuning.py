@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from timm.optim import param_groups_layer_decay
 
+from mmkd_lite.card import training_data
 from mmkd_lite.compare import compare
 from mmkd_lite.config import RunConfig, from_dict, resolve, to_dict
 from mmkd_lite.data.mixing import Mixing, mix
@@ -26,7 +27,7 @@ from mmkd_lite.models.classifier import PooledClassifier
 from mmkd_lite.models.evl import image_transformer
 from mmkd_lite.one_modality_scores import score_one_modality
 from mmkd_lite.optimizer import build_optimizer, learning_rate
-from mmkd_lite.subject import ancestors
+from mmkd_lite.subject import ancestors, open_subject
 from mmkd_lite.train import fit
 from tests.method_checks import cut_and_resumed
 
@@ -357,6 +358,27 @@ def test_the_line_of_descent_goes_through_the_start() -> None:
         resolve("distill_clip", "tiny")
     )
     assert "vit" in ancestors(tiny({"options.start": "clip"}))
+
+
+def test_a_finetuned_tower_is_a_subject_of_the_suite_and_its_card_says_that_it_saw_labels(
+    tmp_path: Path,
+) -> None:
+    run = fit(tiny({"train.steps": 1}, out_dir=str(tmp_path / "run")))
+    subject = open_subject(run.dir)
+    assert subject.has("image") and not subject.has("text")
+    vectors = subject.image_vectors(torch.rand(4, 3, 32, 32))
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
+    assert training_data(to_dict(run.config)) == (
+        "emoji pictures with class labels (fine, 96 subgroups)",
+        "yes",
+    )
+    folder = to_dict(tiny({"data.source": "folder"}))
+    assert training_data(folder) == ("a folder of pictures with class labels", "yes")
+
+
+def test_pictures_without_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"has no labelled pictures of .*'coco'"):
+        MixedPictures(tiny({"data.source": "coco"}))
 
 
 def test_an_encoder_of_another_shape_fits_the_head() -> None:

@@ -6,8 +6,7 @@ import nbformat
 import pytest
 
 from mmkd_lite import readme
-from mmkd_lite.comparison import ALL
-from mmkd_lite.comparison import file_stem
+from mmkd_lite.comparison import ALL, file_stem
 from mmkd_lite.notebook import repository_root
 from mmkd_lite.refresh import normalise, refresh, unfit_outputs, with_out_dir
 from mmkd_lite.results import write_result

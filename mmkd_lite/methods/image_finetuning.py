@@ -141,6 +141,10 @@ class ImageFinetuning(Method):
         """Return `cross_entropy` between the mixed labels and the prediction."""
         return {"cross_entropy": F.cross_entropy(self.model(batch["image"]), batch["shares"])}
 
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) in [0, 1] to unit vectors (B, D): the mean of their patches."""
+        return F.normalize(self.model.features(images), dim=-1)
+
     def classify(self, images: Tensor) -> Tensor:
         """Return class logits (B, C) of images (B, 3, H, W) in [0, 1]."""
         return self.model(images)

@@ -134,7 +134,7 @@ class LabelledPictures:
     def __init__(self, config: RunConfig) -> None:
         if config.data.source != "emoji":
             raise ValueError(
-                f"soft_labels has no labelled pictures of data.source={config.data.source!r}"
+                f"{config.method} has no labelled pictures of data.source={config.data.source!r}"
             )
         if config.options.pictures < 0:
             raise ValueError(f"options.pictures={config.options.pictures} must be at least 0")
