@@ -2,7 +2,7 @@
 
 "pictures": linear probes of [CLS] and of averaged patches, on one-object pictures. "captions": the
 same of tokens, where the label is the class of the object that a caption tells first. "classes": the
-classifier's own accuracy.
+classifier's own accuracy and, where it has `pooled`, probes of its encoder.
 """
 
 from __future__ import annotations
@@ -106,7 +106,22 @@ def classify_pictures(method: Any, config: RunConfig) -> dict[str, dict[str, Any
             scores[f"{name}_{level}"] = accuracy(
                 probability.argmax(dim=1), truth, probability.shape[1]
             )
-    return scores
+    return scores | (probe_labelled(method, config, count) if hasattr(method, "pooled") else {})
+
+
+def probe_labelled(method: Any, config: RunConfig, count: int) -> dict[str, dict[str, Any]]:
+    """Probe `method.pooled` on the labelled pictures that a classifier was trained on: the optimum for a linear head.
+
+    Returns:
+        "probe_<fine or coarse>_<mean or cls>" -> accuracy on the first `count` test pictures.
+    """
+    sizes = {"train": config.options.pictures or 2048, "composition": count}
+    shown = {k: EmojiPictures(config.data.image_size, k).batch(range(n)) for k, n in sizes.items()}
+    views = {k: _views(embed_images(method.pooled, v["image"])) for k, v in shown.items()}
+    label = {k: {at: torch.as_tensor(v[at]) for at in LEVELS} for k, v in shown.items()}
+    return _probes(
+        views["train"], label["train"], views["composition"], label["composition"], {"probe": count}
+    )
 
 
 def classify_folder(method: Any, config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -251,7 +251,7 @@ def test_every_variant_is_trained_and_scored(
     change = "train.steps=1,train.batch_size=8,train.checkpoint_every=1"
     found = compare([f"image_finetuning:{variant}"], [0], "tiny", change, out=tmp_path, say=str)
     metrics = found.records[f"image_finetuning:{variant}"][0]["metrics"]
-    assert {"composition_fine", "near_fine"} <= metrics.keys()
+    assert {"composition_fine", "near_fine", "probe_fine_cls", "probe_fine_mean"} <= metrics.keys()
     assert metrics["composition_fine"]["n"] == 100
 
 

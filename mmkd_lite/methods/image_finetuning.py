@@ -15,6 +15,7 @@ from mmkd_lite.methods.base import Batch, Method
 from mmkd_lite.methods.soft_labels import LabelledPictures
 from mmkd_lite.methods.starts import open_start
 from mmkd_lite.methods.towers import start_image_tower
+from mmkd_lite.methods.unimodal import pooled
 from mmkd_lite.models import ImageEncoder
 from mmkd_lite.models.classifier import PooledClassifier
 from mmkd_lite.models.evl import image_transformer
@@ -82,12 +83,12 @@ class ImageFinetuning(Method):
     scored_by = "classes"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"options.pictures": 64},
-        # The rate of the thesis (1e-3 a step), a third of its epochs.
+        # Three times the rate of the thesis (3e-3 is used), a third of its 15 epochs.
         "laptop": {
             "text.start": "",
             "train.batch_size": 64,
             "train.steps": 160,
-            "train.base_lr": 4e-3,
+            "train.base_lr": 12e-3,
             "train.betas": (0.9, 0.999),
             "train.checkpoint_every": 80,
         },
@@ -104,6 +105,7 @@ class ImageFinetuning(Method):
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "finetuned": {},
         "head": {"options.frozen": True},
+        "thesis_rate": {"train.base_lr": 4e-3},
         "no_decay": {"options.layer_decay": 1.0},
         "no_mixing": {
             "options.randaugment": "",
@@ -144,6 +146,10 @@ class ImageFinetuning(Method):
     def encode_image(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [0, 1] to unit vectors (B, D): the mean of their patches."""
         return F.normalize(self.model.features(images), dim=-1)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Return (B, 2D): [CLS] beside the mean of the patches."""
+        return pooled(self.model.encoder, images)
 
     def classify(self, images: Tensor) -> Tensor:
         """Return class logits (B, C) of images (B, 3, H, W) in [0, 1]."""
