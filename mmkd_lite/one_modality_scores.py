@@ -57,7 +57,10 @@ def score_one_modality(method: Method, config: RunConfig) -> dict[str, dict[str,
         raise ValueError(
             f"scored_by={method.scored_by!r} of {type(method).__name__} must be one of: {', '.join(ways)}"
         )
-    return ways[method.scored_by](method, config)
+    scores = ways[method.scored_by](method, config)
+    if method.scored_by == "classes" and hasattr(method, "pooled"):
+        scores |= probe_labelled(method, config)
+    return scores
 
 
 def probe_pictures(method: Any, config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -106,15 +109,16 @@ def classify_pictures(method: Any, config: RunConfig) -> dict[str, dict[str, Any
             scores[f"{name}_{level}"] = accuracy(
                 probability.argmax(dim=1), truth, probability.shape[1]
             )
-    return scores | (probe_labelled(method, config, count) if hasattr(method, "pooled") else {})
+    return scores
 
 
-def probe_labelled(method: Any, config: RunConfig, count: int) -> dict[str, dict[str, Any]]:
+def probe_labelled(method: Any, config: RunConfig) -> dict[str, dict[str, Any]]:
     """Probe `method.pooled` on the labelled pictures that a classifier was trained on: the optimum for a linear head.
 
     Returns:
-        "probe_<fine or coarse>_<mean or cls>" -> accuracy on the first `count` test pictures.
+        "probe_<fine or coarse>_<mean or cls>" -> accuracy on the test pictures of `classify_pictures`.
     """
+    count = 100 if config.scale == "tiny" else CLASSIFIED
     sizes = {"train": config.options.pictures or 2048, "composition": count}
     shown = {k: EmojiPictures(config.data.image_size, k).batch(range(n)) for k, n in sizes.items()}
     views = {k: _views(embed_images(method.pooled, v["image"])) for k, v in shown.items()}
