@@ -56,14 +56,7 @@ def bars(
         whiskers = errors if errors.any() else None
         axes.bar(left, heights, 0.92 * width, yerr=whiskers, capsize=3, color=colour, label=name)
         for x, height, error in zip(left, heights, errors, strict=True):
-            axes.annotate(
-                f"{height:.3g}",
-                (x, max(height, 0.0) + error),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-            )
+            _number(axes, height, (x, max(height, 0.0) + error), (0, 2), ha="center")
     if chance is not None:
         levels = _row(chance, len(groups), chance_label, repeat=True)
         ends = np.arange(len(groups))
@@ -90,14 +83,7 @@ def _lying_bars(
         length = _row(value, 1, name)[0]
         error = _row(half_width.get(name, 0.0), 1, name)[0]
         axes.barh(place, length, 0.75, xerr=error or None, capsize=3, color=COLOURS[0])
-        axes.annotate(
-            f"{length:.3g}",
-            (max(length, 0.0) + error, place),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+        _number(axes, length, (max(length, 0.0) + error, place), (3, 0), va="center")
     if chance is not None:
         level = _row(chance, 1, chance_label)[0]
         axes.axvline(level, color="black", ls="dashed", lw=1.2, label=chance_label)
@@ -232,6 +218,13 @@ def _one_axes(title: str, size: tuple[float, float] | None = None) -> tuple[Figu
     axes = figure.subplots()
     axes.set_title(title)
     return figure, axes
+
+
+def _number(
+    axes: Axes, value: float, end: tuple[float, float], points: tuple[float, float], **where: Any
+) -> None:
+    """Write a bar's value beyond its end, some points away."""
+    axes.annotate(f"{value:.3g}", end, points, textcoords="offset points", fontsize=8, **where)
 
 
 def _row(
