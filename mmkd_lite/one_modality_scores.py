@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmkd_lite.config import DataConfig, RunConfig
 from mmkd_lite.data.emoji import concepts, groups, labels, subgroups
-from mmkd_lite.data.picture_folder import PictureFolder
+from mmkd_lite.data.picture_folder import PictureFolder, class_names
 from mmkd_lite.data.pictures import EmojiPictures
 from mmkd_lite.data.scenes import EmojiScenes
 from mmkd_lite.data.sprites import available_artists
@@ -134,10 +134,9 @@ def classify_folder(method: Any, config: RunConfig) -> dict[str, dict[str, Any]]
     Raises:
         ValueError: Other classes than those of `data_dir`/train.
     """
-    parts = {s: PictureFolder(config.data_dir, s, config.data.image_size) for s in ("train", "val")}
-    shown = parts["val"]
-    if shown.classes != parts["train"].classes:
-        other = sorted(set(shown.classes) ^ set(parts["train"].classes))
+    shown = PictureFolder(config.data_dir, "val", config.data.image_size)
+    if shown.classes != (trained := class_names(config.data_dir)):
+        other = sorted(set(shown.classes) ^ set(trained))
         raise ValueError(f"train and val of {config.data_dir} differ in the classes {other[:10]}")
     guesses = [
         embed_images(method.classify, shown.squares(rows.tolist())).argmax(dim=1)

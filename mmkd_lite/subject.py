@@ -231,8 +231,9 @@ def ancestors(config: RunConfig | dict[str, Any]) -> list[str]:
             found += ancestors(read_json(Path(start).expanduser() / "config.json"))
         elif start in SHIPPED or start.startswith("transformers:"):
             named.append(start)
-        elif start.partition(":")[0] in METHODS:
-            found += ancestors(resolve(start.partition(":")[0], values["scale"]))
+        elif (method := start.partition(":")[0]) in METHODS:
+            changes = METHODS[method].variants.get(start.partition(":")[2], {})
+            found += ancestors(resolve(method, values["scale"], changes))
     for name in filter(None, named):
         found += [name, *ancestors(recorded_config(name))]
     return list(dict.fromkeys(found))

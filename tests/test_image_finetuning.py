@@ -19,7 +19,7 @@ from mmkd_lite.compare import compare
 from mmkd_lite.config import RunConfig, from_dict, resolve, to_dict
 from mmkd_lite.data.mixing import Mixing, mix
 from mmkd_lite.data.picture_folder import PictureFolder
-from mmkd_lite.methods import build
+from mmkd_lite.methods import METHODS, build
 from mmkd_lite.methods.image_finetuning import ImageFinetuning, MixedPictures, layer_rates
 from mmkd_lite.methods.starts import open_start
 from mmkd_lite.models import ImageEncoder
@@ -358,6 +358,11 @@ def test_the_line_of_descent_goes_through_the_start() -> None:
         resolve("distill_clip", "tiny")
     )
     assert "vit" in ancestors(tiny({"options.start": "clip"}))
+    random = ancestors(tiny({"options.start": "ssmke:random_teacher"}))
+    assert random == ancestors(
+        resolve("ssmke", "tiny", METHODS["ssmke"].variants["random_teacher"])
+    )
+    assert random != ancestors(resolve("ssmke", "tiny"))
 
 
 def test_a_finetuned_tower_is_a_subject_of_the_suite_and_its_card_says_that_it_saw_labels(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import find_classes
 
 from mmkd_lite.data import draws
 from mmkd_lite.data.batches import Batch, epoch_order, global_rows
@@ -42,15 +43,11 @@ class PictureFolder:
         seed: int = 0,
         crop_scale: tuple[float, float] = (0.08, 1.0),
     ) -> None:
-        if not str(root):
-            raise ValueError("labelled pictures need a folder: set DATA_DIR (data_dir)")
-        folder = Path(root).expanduser() / split
+        folder = _folder(root, split)
         try:
             listed = ImageFolder(str(folder))
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{folder} must hold one folder of pictures a class, as ImageNet does: {error}"
-            ) from None
+            raise _unusable(folder, error) from None
         self.paths = [Path(path) for path, _ in listed.samples]
         self.labels = torch.tensor([label for _, label in listed.samples])
         self.classes: list[str] = listed.classes
@@ -75,3 +72,29 @@ class PictureFolder:
         return torch.stack(
             [centre_square(read_picture(self.paths[row]), self.image_size) for row in rows]
         )
+
+
+def class_names(root: str | Path, split: str = "train") -> list[str]:
+    """Return the names of the classes of a split; the pictures are not listed.
+
+    Raises:
+        ValueError: No root.
+        FileNotFoundError: No such folder, or none with classes.
+    """
+    folder = _folder(root, split)
+    try:
+        return find_classes(str(folder))[0]
+    except FileNotFoundError as error:
+        raise _unusable(folder, error) from None
+
+
+def _folder(root: str | Path, split: str) -> Path:
+    if not str(root):
+        raise ValueError("labelled pictures need a folder: set DATA_DIR (data_dir)")
+    return Path(root).expanduser() / split
+
+
+def _unusable(folder: Path, error: FileNotFoundError) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{folder} must hold one folder of pictures a class, as ImageNet does: {error}"
+    )

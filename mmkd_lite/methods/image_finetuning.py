@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmkd_lite.config import RunConfig
 from mmkd_lite.data.mixing import Mixing, mix
-from mmkd_lite.data.picture_folder import PictureFolder
+from mmkd_lite.data.picture_folder import PictureFolder, class_names
 from mmkd_lite.methods.base import Batch, Method
 from mmkd_lite.methods.soft_labels import LabelledPictures
 from mmkd_lite.methods.starts import open_start
@@ -180,7 +180,7 @@ class MixedPictures:
 
 def _class_count(config: RunConfig) -> int:
     if config.data.source == "folder":
-        return len(PictureFolder(config.data_dir, "train", config.data.image_size).classes)
+        return len(class_names(config.data_dir))
     from mmkd_lite.data.emoji import subgroups
 
     return len(subgroups())
