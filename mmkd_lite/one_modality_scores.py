@@ -79,11 +79,15 @@ def probe_pictures(method: Any, config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def probe_captions(method: Any, config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Probe `method.pooled` on captions that name their first object; the label is its class."""
+    """Probe `method.pooled` on captions that name their first object; the label is its class.
+
+    Captions are as long as the student has positions for, also where it was trained on shorter ones.
+    """
+    longest = config.text.max_positions or config.data.max_tokens
     parts = {split: labelled_captions(config, split) for split in CAPTIONS}
     tokenizer = load_tokenizer(config.data.tokenizer)
     views = {
-        split: _views(embed_texts(method.pooled, tokenizer.encode(texts, config.data.max_tokens)))
+        split: _views(embed_texts(method.pooled, tokenizer.encode(texts, longest)))
         for split, (texts, _) in parts.items()
     }
     size = {"composition": len(parts["composition"][0])}

@@ -36,7 +36,7 @@ def bars(
         title: What the figure shows.
         label: Name and unit of the value axis.
         groups: Names under the groups of bars, such as "R@1", "R@5".
-        half_width: Method name to the half width of its interval, shaped like `values`.
+        half_width: Method name to the half width of its interval, shaped like `values`; nan for none.
         chance: Level that needs no learning, one for all groups or one a group.
         chance_label: What to call that level in the legend.
 
@@ -50,7 +50,7 @@ def bars(
     half_width = half_width or {}
     for index, (name, row) in enumerate(values.items()):
         heights = _row(row, len(groups), name)
-        errors = _row(half_width.get(name, 0.0), len(groups), name, repeat=True)
+        errors = np.nan_to_num(_row(half_width.get(name, 0.0), len(groups), name, repeat=True))
         left = np.arange(len(groups)) - 0.4 + width * (index + 0.5)
         colour = COLOURS[index % len(COLOURS)]
         whiskers = errors if errors.any() else None
@@ -81,7 +81,7 @@ def _lying_bars(
     figure, axes = _one_axes(title, (7.0, 1.1 + 0.3 * len(values)))
     for place, (name, value) in enumerate(values.items()):
         length = _row(value, 1, name)[0]
-        error = _row(half_width.get(name, 0.0), 1, name)[0]
+        error = np.nan_to_num(_row(half_width.get(name, 0.0), 1, name)[0])
         axes.barh(place, length, 0.75, xerr=error or None, capsize=3, color=COLOURS[0])
         _number(axes, length, (max(length, 0.0) + error, place), (3, 0), va="center")
     if chance is not None:

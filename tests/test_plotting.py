@@ -31,6 +31,17 @@ def test_bars_have_the_heights_intervals_and_chance_that_were_given():
         plotting.bars({"both": 1.0}, title="t", label="l", groups=("a", "b"))
 
 
+@pytest.mark.parametrize("groups", [("",), ("R@1", "R@5")])
+def test_a_single_run_keeps_its_number_without_an_interval(groups):
+    row, unknown = [20.0, 40.0][: len(groups)], [float("nan")] * len(groups)
+    figure = plotting.bars(
+        {"once": row}, title="t", label="l", groups=groups, half_width={"once": unknown}
+    )
+    places = [text.xy for axes in figure.axes for text in axes.texts]
+    assert texts(figure) == ["20", "40"][: len(groups)] and np.isfinite(places).all()
+    assert not figure.axes[0].containers[1:]  # no whiskers
+
+
 def test_without_groups_bars_lie_beside_their_names():
     figure = plotting.bars(
         {"both": 20.0, "KL only": 3.0},

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmkd_lite import one_modality_scores
 from mmkd_lite.comparison import Comparison, comparison_tables, difference_rows, score_rows
 from mmkd_lite.config import RunConfig, TowerConfig, resolve
-from mmkd_lite.evaluate import count_parameters
+from mmkd_lite.evaluate import count_parameters, embed_texts
 from mmkd_lite.losses import cross_entropy, hidden_state_distillation, kl_divergence
 from mmkd_lite.losses.hidden_states import average_of_layers, instance_norm
 from mmkd_lite.methods import METHODS, build
@@ -406,6 +407,21 @@ def test_captions_of_a_probe_hold_their_label() -> None:
         words = [names[int(label)], *(concepts()[i].name for i in members)]
         assert any(word in text for word in words), (text, names[int(label)])
         assert int(coarse[members[0]]) == int(group)
+
+
+def test_a_student_of_short_captions_is_probed_on_whole_ones(monkeypatch) -> None:
+    config = tiny("unimodal_text", METHODS["unimodal_text"].variants["short"])
+    method, lengths = build(config), []
+    assert METHODS["unimodal_text"].open_data(config).batch(0, 4)["tokens"].shape == (4, 8)
+
+    def embed(encode, tokens):
+        lengths.append((tokens.shape[1], int(tokens.ne(0).sum(dim=1).max())))
+        return embed_texts(encode, tokens)
+
+    monkeypatch.setattr(one_modality_scores, "embed_texts", embed)
+    score_one_modality(method.eval(), config)
+    assert [length for length, _ in lengths] == [32, 32]
+    assert all(longest > 8 for _, longest in lengths)
 
 
 def test_a_probe_reads_cls_and_mean_apart_and_unknown_scoring_is_refused(monkeypatch) -> None:

@@ -33,6 +33,7 @@ class Method(nn.Module):
             "classes"; see `mmkd_lite/one_modality_scores.py`.
         rate_scales: start of parameter names -> factor of their learning rate; an instance may set its
             own in `__init__` and change the factors (not the names) in `before_step`.
+        continues: whether training goes on from the trained model that `options.start` names.
         decay_embeddings: whether weight decay reaches lookup tables and [CLS]; may be set by an instance.
 
     Source: the shape of seed 000's Codes 3 and 4. Used from notebook 15 on.
@@ -45,6 +46,7 @@ class Method(nn.Module):
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     rate_scales: Mapping[str, float] = MappingProxyType({})
     decay_embeddings: bool = False
+    continues: ClassVar[bool] = False
     scored_by: ClassVar[str] = "retrieval"
     teacher: Teacher | None
 

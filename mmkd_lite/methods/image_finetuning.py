@@ -81,6 +81,7 @@ class ImageFinetuning(Method):
     Options = ImageFinetuningOptions
     default_weights: ClassVar[dict[str, float]] = {"cross_entropy": 1.0}
     scored_by = "classes"
+    continues = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"options.pictures": 64},
         # Three times the rate of the thesis (3e-3 is used), a third of its 15 epochs.

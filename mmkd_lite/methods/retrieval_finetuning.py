@@ -53,6 +53,7 @@ class RetrievalFinetuning(Method):
 
     Options = RetrievalFinetuningOptions
     default_weights: ClassVar[dict[str, float]] = {"contrast": 1.0}
+    continues = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"data.image_size": 48},  # the shipped model's
         # A tenth of the other methods' rate (5e-4 is used), not tuned. No crops: of a scene of 48 pixels

@@ -270,6 +270,7 @@ class UnimodalText(Unimodal):
         "every_second": {"options.start": "every_second"},
         "random": {"options.start": "random"},
         "padding": {"options.padding": "counted"},
+        "short": {"data.max_tokens": 8, "text.max_positions": 32},
         "cls_target": {"options.target": "cls"},
     }
 
