@@ -94,10 +94,11 @@ class Comparison:
     @property
     def source(self) -> str:
         """What to print beside a figure: "committed, 5 seeds, python -m mmkd_lite compare ..."."""
-        seeds = max(map(len, self.records.values()))
-        words = " ".join(self.records)
+        counts = [len(records) for records in self.records.values()]
+        seeds, words = max(counts), " ".join(self.records)
+        fewer = f"{min(counts)} to " * (min(counts) < seeds)
         return (
-            f"committed, {seeds} seed{'s' * (seeds != 1)}, "
+            f"committed, {fewer}{seeds} seed{'s' * (seeds != 1)}, "
             f"python -m mmkd_lite compare {words} --seeds {seeds} --scale {self.scale}"
         )
 
@@ -136,7 +137,7 @@ def read_comparison(
 
 
 def score_rows(comparison: Comparison, gallery: str = "") -> list[dict[str, Any]]:
-    """Return one row a variant: recalls with intervals on one gallery, and seconds.
+    """Return one row a variant: recalls with intervals on one gallery, and the least seconds of any seed.
 
     Args:
         comparison: From `compare` or `read_comparison`.
@@ -152,7 +153,7 @@ def score_rows(comparison: Comparison, gallery: str = "") -> list[dict[str, Any]
         for name, key in COLUMNS.items() if gallery else ():
             values = comparison.values(label, f"{gallery}.{key}")
             row[name] = mean_and_interval(list(values.values()))
-        row["seconds"] = mean_and_interval(list(comparison.values(label, "seconds").values())).mean
+        row["seconds"] = min(comparison.values(label, "seconds").values())
         rows.append(row)
     return rows
 

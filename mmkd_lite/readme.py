@@ -71,7 +71,8 @@ def comparison_page(root: Path) -> str:
     return (
         "# All methods: same start, data and steps\n\n"
         "Laptop scale, per cent; 95 % intervals over seeds, in brackets. Differences are paired by seed and in mean "
-        "recall; the smallest detectable effect is at 80 % power. `seconds` come from machines of different load.\n"
+        "recall; the smallest detectable effect is at 80 % power. `seconds` are the least of any seed, since machines "
+        "had other work.\n"
         "Made from `compare/` by `python -m mmkd_lite refresh --readme`; runs by `python -m mmkd_lite compare all`.\n\n"
         f"{comparison_tables(found)}\n"
     )

@@ -68,7 +68,7 @@ def retention_rows(
     """Set a student's rows beside its teacher's: retention, and retention of what lies above chance.
 
     `retention` is 100 s / t and `corrected` is 100 (s - c) / (t - c), both with intervals. Where the teacher's own
-    interval reaches chance there is nothing to retain: `corrected` is left out and the remark says so.
+    interval reaches chance or the majority class there is nothing to retain: `corrected` is left out, with a remark.
 
     Args:
         teacher: Rows of `suite.evaluate`.
@@ -113,10 +113,11 @@ def _row(t: Mapping[str, Any], s: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "task": s["task"], "metric": s["metric"], "teacher": t["value"], "student": s["value"],
     }  # fmt: skip
+    floor = max(s["chance"], t.get("majority") or 0.0)
     for prefix, chance in (("", 0.0), ("corrected ", s["chance"])):
         name = prefix.strip() or "retention"
         ours, his = ([r[k] - chance for k in ("value", "low", "high")] for r in (s, t))
-        if his[1] <= 0 and prefix:
+        if prefix and t["low"] <= floor:
             row["remark"] = FLOOR
         elif his[0] > 0:
             low, high = ratio_interval(ours[0], (ours[1], ours[2]), his[0], (his[1], his[2]))

@@ -23,6 +23,7 @@ from mmkd_lite.distiller import Distiller
 from mmkd_lite.methods import build
 from mmkd_lite.methods.base import Method
 from mmkd_lite.optimizer import build_optimizer, learning_rate
+from mmkd_lite.results import write_result
 from mmkd_lite.seeding import deterministic
 from mmkd_lite.train import fit
 
@@ -62,7 +63,8 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def main(batch_size: int = 64, repeats: int = 4) -> None:
-    """Measure and print."""
+    """Measure, print and write `data/results/overhead.json`."""
+    began = time.perf_counter()
     settings = {"teacher": "random-cnn", "image.start": "", "text.start": ""}
     settings |= {"train.batch_size": batch_size}
     pairs, clocks = None, ("wall-clock", "processor")
@@ -78,15 +80,26 @@ def main(batch_size: int = 64, repeats: int = 4) -> None:
                 if name == "fit":
                     work = partial(fit, config, method=method, pairs=pairs)
                 least[name, steps] = [*map(min, least[name, steps], timed(work))]
+    metrics, taken = {}, time.perf_counter() - began
     for number, clock in enumerate(clocks):
         step = {n: (least[n, 12][number] - least[n, 2][number]) / 10 for n in ("bare", "fit")}
         once = {n: least[n, 2][number] - 2 * step[n] for n in step}
         run = {n: once[n] + RUN_STEPS * step[n] for n in step}
+        metrics[clock] = {
+            "milliseconds_a_step_bare": 1e3 * step["bare"],
+            "milliseconds_a_step_by_fit": 1e3 * step["fit"],
+            "milliseconds_once_a_run": 1e3 * (once["fit"] - once["bare"]),
+            "per_cent_more": 100 * (run["fit"] / run["bare"] - 1),
+        }
         print(
-            f"{clock}: a step {1e3 * step['bare']:.1f} ms bare, {1e3 * step['fit']:.1f} ms by fit; "
-            f"once a run {1e3 * (once['fit'] - once['bare']):.0f} ms more; "
-            f"a run of {RUN_STEPS} steps {100 * (run['fit'] / run['bare'] - 1):.1f} % more"
+            clock,
+            *(f"{name.replace('_', ' ')} {x:.1f}" for name, x in metrics[clock].items()),
+            sep=", ",
         )
+    write_result(
+        "overhead", configuration={"batch_size": batch_size, "repeats": repeats, "steps": RUN_STEPS},
+        metrics=metrics, seed=0, seconds=taken, command=f"python tests/measure_overhead.py {batch_size} {repeats}",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

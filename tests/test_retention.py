@@ -87,6 +87,14 @@ def test_a_teacher_at_chance_has_nothing_to_retain():
     assert FLOOR in retention_table(zero)
 
 
+def test_a_teacher_at_the_majority_class_has_nothing_to_retain_either():
+    lazy = {**row(30.0, 25.0, 35.0), "majority": 25.5}
+    found = retention_rows([lazy], [row(28.0, 24.0, 33.0)])
+    assert found[0]["remark"] == FLOOR and "corrected" not in found[0]
+    better = retention_rows([{**lazy, "low": 25.6}], [row(28.0, 24.0, 33.0)])
+    assert "remark" not in better[0] and better[0]["corrected"] > 0
+
+
 def test_other_data_and_no_common_task_are_refused():
     with pytest.raises(ValueError, match="scored on different data"):
         retention_rows([row(50.0, 45.0, 55.0, n=100)], [row(40.0, 35.0, 45.0, n=200)])
