@@ -380,14 +380,11 @@ def _from_plain(kind: type, values: Mapping[str, Any], where: str) -> Any:
         raise ValueError(
             f"{where} has unknown settings: {', '.join(unknown)}; valid: {', '.join(known)}"
         )
-    missing = [n for n, f in known.items() if n not in values and _has_no_default(f)]
+    # Only a field without a default has the same value twice: MISSING.
+    missing = [n for n, f in known.items() if n not in values and f.default is f.default_factory]
     if missing:
         raise ValueError(f"{where} lacks settings: {', '.join(missing)}")
     return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
-
-
-def _has_no_default(f: dataclasses.Field[Any]) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:

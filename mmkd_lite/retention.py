@@ -113,11 +113,10 @@ def _row(t: Mapping[str, Any], s: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "task": s["task"], "metric": s["metric"], "teacher": t["value"], "student": s["value"],
     }  # fmt: skip
-    floor = max(s["chance"], t.get("majority") or 0.0)
     for prefix, chance in (("", 0.0), ("corrected ", s["chance"])):
         name = prefix.strip() or "retention"
         ours, his = ([r[k] - chance for k in ("value", "low", "high")] for r in (s, t))
-        if prefix and t["low"] <= floor:
+        if prefix and t["low"] <= max(chance, t.get("majority") or 0.0):
             row["remark"] = FLOOR
         elif his[0] > 0:
             low, high = ratio_interval(ours[0], (ours[1], ours[2]), his[0], (his[1], his[2]))

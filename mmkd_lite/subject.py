@@ -225,8 +225,7 @@ def ancestors(config: RunConfig | dict[str, Any]) -> list[str]:
     values = to_dict(config) if isinstance(config, RunConfig) else json.loads(json.dumps(config))
     named = [values.get("teacher"), *(values.get(s, {}).get("start") for s in ("image", "text"))]
     found: list[str] = []
-    kind = METHODS.get(values.get("method", ""), Method)
-    if kind.continues:
+    if METHODS.get(values.get("method", ""), Method).continues:
         start = values["options"]["start"]
         if (Path(start).expanduser() / "config.json").exists():
             found += ancestors(read_json(Path(start).expanduser() / "config.json"))
