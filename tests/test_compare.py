@@ -25,6 +25,7 @@ from mmkd_lite.config import from_dict, resolve
 from mmkd_lite.data.scenes import Gallery
 from mmkd_lite.evaluate import retrieval
 from mmkd_lite.methods import build
+from mmkd_lite.results import read_results
 
 VARIANTS = ["shre", "shre:contrast_only", "shre:kl_only"]
 TINY = {"teacher": "random-cnn", "data.gallery_images": 12, "image.start": "", "text.start": ""}
@@ -348,3 +349,14 @@ def test_accuracies_stand_beside_chance_majority_and_parameters():
     assert (chance["probe fine"], majority["probe fine"]) == (10.0, 30.0)
     found.records["b"].append({"seed": 0, "seconds": 1.0, "metrics": {"model": {}}})
     assert accuracy_rows(found) == []  # a score that some record lacks would compare nothing
+
+
+def test_committed_seeds_are_runs_of_their_own():
+    """Two seeds that end at the same loss to the last bit are one run, counted twice."""
+    ends: dict[str, list[float]] = {}
+    for record in read_results("compare/*"):
+        ends.setdefault(record["name"].rpartition("__seed")[0], []).append(
+            record["metrics"]["training"]["last_loss"]
+        )
+    same = [name for name, losses in ends.items() if len(set(losses)) < len(losses)]
+    assert len(ends) > 50 and not same, same

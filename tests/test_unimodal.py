@@ -409,6 +409,17 @@ def test_captions_of_a_probe_hold_their_label() -> None:
         assert int(coarse[members[0]]) == int(group)
 
 
+def test_seeds_of_an_image_student_see_other_scenes() -> None:
+    method = METHODS["unimodal_image"]
+    first, second = (
+        method.open_data(resolve("unimodal_image", "tiny", seed=seed)).batch(0, 16)
+        for seed in (0, 1)
+    )
+    assert first["image_id"].tolist() != second["image_id"].tolist()
+    again = method.open_data(resolve("unimodal_image", "tiny", seed=0)).batch(0, 16)
+    assert torch.equal(first["image"], again["image"])
+
+
 def test_a_student_of_short_captions_is_probed_on_whole_ones(monkeypatch) -> None:
     config = tiny("unimodal_text", METHODS["unimodal_text"].variants["short"])
     method, lengths = build(config), []

@@ -127,10 +127,10 @@ class DistillCLIP(Method):
         "relational": {**OFF, "weights.relational": 1.0},
         "interactive": {**OFF, "weights.interactive": 1.0},
         "affinity": {**OFF, "weights.affinity": 1.0},
-        **{  # as CLIP-KD has them: beside the contrast
-            f"{name}_contrast": {**OFF, "weights.contrast": 1.0, f"weights.{name}": weight}
-            for name, weight in (("feature", 2000.0), ("relational", 1.0), ("interactive", 1.0))
-        },
+        # As CLIP-KD has them, beside the contrast.
+        "feature_contrast": {**OFF, "weights.contrast": 1.0, "weights.feature": 2000.0},
+        "relational_contrast": {**OFF, "weights.contrast": 1.0, "weights.relational": 1.0},
+        "interactive_contrast": {**OFF, "weights.contrast": 1.0, "weights.interactive": 1.0},
         "as_printed": {"options.normalise_text": False},
         "contrast_only": {**OFF, "weights.contrast": 1.0},  # the same student and start, no teacher
         # Other captions: compare it in a call of its own.

@@ -112,8 +112,7 @@ class ProgressiveSelfDistillation(SharedSpaceMethod):
             return super().open_data(config)
         if config.data.source != "emoji":
             raise ValueError(
-                f"options.scenes={config.options.scenes} needs data.source='emoji', "
-                f"not {config.data.source!r}"
+                f"options.scenes={config.options.scenes} needs data.source='emoji', not {config.data.source!r}"
             )
         return RecycledEmojiPairs(config.data, config.seed, scenes=config.options.scenes)
 

@@ -77,7 +77,12 @@ class Unimodal(Method):
         _check_options(options)
         super().__init__(config, teacher or self._own_teacher(config))
         self.encoder = self._encoder(config, getattr(config, self.side))
-        guide = self._teacher_encoder()
+        guide = self.teacher.model.encoder
+        if not isinstance(guide, type(self.encoder)):
+            raise ValueError(
+                f"teacher {self.teacher.name!r} has no {self.side} encoder with hidden states; use e.g. "
+                f"{self.default_teacher}"
+            )
         self._check_same_inputs(guide)
         ours, theirs = self.encoder.config, guide.config
         self.adapter = None
@@ -121,9 +126,6 @@ class Unimodal(Method):
         name = start or f"random tower of {layers} layers"
         return Teacher(name, EncoderOnly(encoder), image_size=config.data.image_size)
 
-    def _teacher_encoder(self) -> Any:
-        return self.teacher.model.encoder
-
     def _encoder(self, config: RunConfig, tower: TowerConfig) -> Any:
         raise NotImplementedError
 
@@ -151,7 +153,7 @@ class Unimodal(Method):
 
     def targets(self, batch: Batch) -> dict[str, Tensor]:
         """Return the teacher's side (B, T, D) for the same inputs."""
-        return {"hidden": self.summary(self._teacher_encoder(), *self.inputs(batch))}
+        return {"hidden": self.summary(self.teacher.model.encoder, *self.inputs(batch))}
 
     def losses(
         self, batch: Batch, targets: dict[str, Tensor], progress: float
@@ -220,14 +222,20 @@ class UnimodalImage(Unimodal):
         "cls_target": {"options.target": "cls"},
     }
 
+    @classmethod
+    def open_data(cls, config: RunConfig) -> Any:
+        """Return emoji scenes drawn by the seed: a student that starts from its teacher has no other chance in it."""
+        from mmkd_lite.data.pairs import RecycledEmojiPairs
+
+        if config.data.source != "emoji":
+            return super().open_data(config)
+        scenes = 8 * config.train.steps * config.train.batch_size
+        return RecycledEmojiPairs(config.data, config.seed, scenes=scenes)
+
     def _encoder(self, config: RunConfig, tower: TowerConfig) -> ImageEncoder:
         return ImageEncoder(tower, config.data.image_size)
 
     def _check_same_inputs(self, guide: Any) -> None:
-        if not isinstance(guide, ImageEncoder):
-            raise ValueError(
-                f"teacher {self.teacher.name!r} has no image encoder with hidden states; use e.g. vit"
-            )
         config = self.config
         refuse_other("data.image_size", config.data.image_size, guide.image_size)
         refuse_other("image.patch", config.image.patch, guide.config.patch)
@@ -279,10 +287,6 @@ class UnimodalText(Unimodal):
         return TextEncoder(tower, vocabulary_size(config), length, token_types=tower.token_types)
 
     def _check_same_inputs(self, guide: Any) -> None:
-        if not isinstance(guide, TextEncoder):
-            raise ValueError(
-                f"teacher {self.teacher.name!r} has no text encoder with hidden states; use e.g. text"
-            )
         known = guide.token_embedding.num_embeddings
         refuse_other("the vocabulary size", vocabulary_size(self.config), known)
         if self.config.data.max_tokens > guide.max_tokens:
