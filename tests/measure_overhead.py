@@ -97,7 +97,10 @@ def main(batch_size: int = 64, repeats: int = 4) -> None:
             sep=", ",
         )
     write_result(
-        "overhead", configuration={"batch_size": batch_size, "repeats": repeats, "steps": RUN_STEPS, "threads": torch.get_num_threads()},
+        "overhead",
+        configuration={
+            "batch_size": batch_size, "repeats": repeats, "steps": RUN_STEPS, "threads": torch.get_num_threads()
+        },
         metrics=metrics, seed=0, seconds=taken, command=f"python tests/measure_overhead.py {batch_size} {repeats}",
     )  # fmt: skip
 
