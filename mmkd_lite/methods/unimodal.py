@@ -229,7 +229,8 @@ class UnimodalImage(Unimodal):
 
         if config.data.source != "emoji":
             return super().open_data(config)
-        scenes = 8 * config.train.steps * config.train.batch_size
+        # Far more than a laptop run sees, and no order too long to be drawn anew for every batch.
+        scenes = min(8 * config.train.steps * config.train.batch_size, 2**20)
         return RecycledEmojiPairs(config.data, config.seed, scenes=scenes)
 
     def _encoder(self, config: RunConfig, tower: TowerConfig) -> ImageEncoder:
