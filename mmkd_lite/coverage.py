@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmkd_lite.comparison import Comparison, file_stem
 from mmkd_lite.methods import METHODS, Method
-from mmkd_lite.results import mean_and_interval, read_results, results_table
+from mmkd_lite.results import mean_and_interval, read_result, read_results, results_table
+from mmkd_lite.storage import read_json
+from mmkd_lite.text_finetuning import score_text_tasks
+from mmkd_lite.video_training import score_video
 
 NOTEBOOK = re.compile(r"notebooks/(\d\d)_\w+\.ipynb")
 
@@ -20,15 +24,21 @@ def method_table(root: Path) -> str:
     Args:
         root: The repository root.
     """
-    rows = [method_row(name, kind, root) for name, kind in METHODS.items()]
+    folder = root / "data" / "results"
+    rows = [
+        method_row(name, kind, committed_result(name, kind, folder))
+        for name, kind in METHODS.items()
+    ]
+    rows.append(method_row("text_finetuning", score_text_tasks, _text_result(folder)))
+    rows.append(method_row("video_training", score_video, _video_result(folder)))
     return results_table(sorted(rows, key=lambda row: row["notebook"]))
 
 
-def method_row(name: str, kind: type[Method], root: Path) -> dict[str, str]:
-    """Return one method's row.
+def method_row(name: str, kind: Callable[..., Any], result: str) -> dict[str, str]:
+    """Return one method's row; what trains a head of its own is a function and no `Method`.
 
     Raises:
-        ValueError: The class does not say where it comes from or where it is derived.
+        ValueError: The docstring does not say where it comes from or where it is derived.
     """
     words = " ".join(inspect.cleandoc(kind.__doc__ or "").split())
     _, found, rest = words.partition("Source: ")
@@ -37,15 +47,12 @@ def method_row(name: str, kind: type[Method], root: Path) -> dict[str, str]:
         raise ValueError(f"the docstring of {kind.__name__} needs a source and a notebook")
     source = re.split(r"\.? (?:Derived|Shown|Used) (?:in|from)", rest)[0]
     module = kind.__module__.replace(".", "/")
-    written = (root / notebook[0]).is_file()
     return {
         "method": f"`{name}`",
         "source": source,
         "file": f"`{module}.py`",
-        "notebook": f"[{notebook[1]}]({notebook[0]})"
-        if written
-        else f"{notebook[1]}, to be written",
-        "committed laptop result": committed_result(name, kind, root / "data" / "results"),
+        "notebook": f"[{notebook[1]}]({notebook[0]})",
+        "committed laptop result": result,
     }
 
 
@@ -57,7 +64,32 @@ def committed_result(name: str, kind: type[Method], folder: Path) -> str:
         records = read_results(f"{stem}*", folder)
         if records:
             return _headline(variant, Comparison("laptop", {label: records}), label)
+    teachers = folder.parent / "teachers" / "manifest.json"
+    for teacher, entry in (read_json(teachers) if teachers.exists() else {}).items():
+        if entry["config"]["method"] == name:
+            task, scores = next(iter(entry["scores"].items()))
+            key, score = next(iter(scores.items()))
+            majority = scores[f"{key}_majority"]
+            what = f"{task} {key}".replace("_", " ")
+            return f"teacher {teacher}: {what} {score:.1f} % (majority {majority:.1f} %, one run)"
     return "–"
+
+
+def _text_result(folder: Path) -> str:
+    """Return the words for the shipped text teacher under a linear head."""
+    metrics, task = read_result("text_towers", folder)["metrics"], "object accuracy"
+    found = mean_and_interval(list(metrics["text"]["frozen"][task].values()))
+    majority = metrics["levels"][task]["majority"]
+    return f"text, frozen: {task} {found.text()} % (majority {majority:.1f} %, n = {found.n})"
+
+
+def _video_result(folder: Path) -> str:
+    """Return the words for the first backbone and sampling that were run."""
+    rows = read_result("video_comparison", folder)["metrics"]["rows"]
+    names = ("backbone", "sampling", "temporal")
+    alike = [row for row in rows if all(row[name] == rows[0][name] for name in names)]
+    found = mean_and_interval([row["balanced_accuracy"] for row in alike])
+    return f"{rows[0]['backbone']}: balanced accuracy {found.text()} % (chance 50 %, n = {found.n})"
 
 
 def _headline(variant: str, comparison: Comparison, label: str) -> str:

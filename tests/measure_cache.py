@@ -22,6 +22,7 @@ from mmkd_lite.config import TowerConfig, resolve
 from mmkd_lite.methods import build
 from mmkd_lite.models import seeded
 from mmkd_lite.models.classifier import ImageClassifier
+from mmkd_lite.results import write_result
 from mmkd_lite.teachers import Teacher
 from mmkd_lite.train import fit
 
@@ -54,7 +55,8 @@ def slow_teacher(student: Any, images: Tensor) -> tuple[Teacher, float]:
 
 
 def main(steps: int = 30) -> None:
-    """Measure and print."""
+    """Measure, print and write `data/results/cache.json`."""
+    began = time.perf_counter()
     config = resolve("shre", "laptop", {"train.steps": steps})
     pairs = type(build(config)).open_data(config)
     images = pairs.batch(0, config.train.batch_size)["image"]
@@ -77,8 +79,16 @@ def main(steps: int = 30) -> None:
                 run = fit(chosen, method=method, pairs=pairs)
                 least[name] = min(least[name], run.seconds)
     print(f"teacher takes {ratio:.1f} times the image tower; {steps} steps, seconds: {least}")
-    print(f"cached / without teacher {least['cached'] / least['without']:.3f}")
-    print(f"live / cached {least['live'] / least['cached']:.2f}")
+    ratios = {
+        "teacher / student's image tower": ratio,
+        "cached / without a teacher": least["cached"] / least["without"],
+        "live / cached": least["live"] / least["cached"],
+    }
+    print(*(f"{name} {value:.3f}" for name, value in ratios.items()), sep="\n")
+    write_result(
+        "cache", configuration={"steps": steps, "threads": torch.get_num_threads()}, metrics=ratios,
+        seed=0, seconds=time.perf_counter() - began, command=f"python tests/measure_cache.py {steps}",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from mmkd_lite.data.videos import (
     SAMPLINGS,
     VideoFolder,
     by_stride,
-    export_clips,
     last_frames,
     sampled,
     shrink_and_pad,
 )
+from tests.clip_writer import export_clips
 
 SIZE = 32
 ROWS = np.arange(24)

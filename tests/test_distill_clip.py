@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmkd_lite.config import TowerConfig, resolve
@@ -17,6 +18,7 @@ from mmkd_lite.methods.distill_clip import DistillCLIP
 from mmkd_lite.models import ImageEncoder, TextEncoder, seeded
 from mmkd_lite.models import clip as clips
 from mmkd_lite.teachers import Teacher, load_teacher
+from tests import reference_losses as loops
 from tests.method_checks import random_pairs
 from tests.reference_losses import map_distance_loop, similarity_maps_loop
 
@@ -64,6 +66,61 @@ def test_terms_equal_the_loops_and_the_public_loss() -> None:
     assert float(public) == pytest.approx(float(expected), rel=1e-9)
     assert terms.keys() == DistillCLIP.default_weights.keys()
     assert all(float(terms[name]) == 0 for name in terms if name not in ("inter", "intra"))
+
+
+INTER, INTRA = ((0, 1), (1, 0)), ((0, 0), (1, 1))
+
+
+def terms_by_loops(method: DistillCLIP, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All eight terms, an entry at a time; the teacher's scale is 20, TinyCLIP's 50."""
+    student, teacher = both_sides(method, batch)
+    scale, ids = method.scale.value(), batch["image_id"]
+    wide = [
+        F.normalize(adapter(side), dim=-1)
+        for adapter, side in zip(method.adapters, student, strict=True)
+    ]
+
+    def divergence(pairs: tuple) -> Tensor:
+        return loops.map_divergence_loop(student, teacher, (scale, 20.0), pairs)
+
+    def affinity(rows: int, columns: int) -> Tensor:
+        ours, theirs = (loops.map_rows_loop(x[rows], x[columns], 50) for x in (student, teacher))
+        return loops.soft_cross_entropy_loop(ours, theirs)
+
+    def interactive(query: int) -> Tensor:
+        other = teacher[1 - query]
+        return loops.info_nce_loop(wide[query], other, scale, query_id=ids, key_id=ids)
+
+    return {
+        "inter": map_distance_loop(student, teacher),
+        "intra": similarity_maps_loop(student, teacher, inter=0),
+        "contrast": loops.image_text_contrast_loop(*student, scale, image_id=ids),
+        "map_kl": divergence(INTER + INTRA),
+        "feature": sum(map(loops.mean_squared_error_loop, wide, teacher)),
+        "relational": divergence(INTER),
+        "interactive": (interactive(0) + interactive(1)) / 2,
+        "affinity": (affinity(0, 1) + affinity(1, 0)) / 2,
+    }
+
+
+def test_every_term_and_its_gradient_equal_the_loops() -> None:
+    config = tiny({f"weights.{name}": 1.0 for name in DistillCLIP.default_weights})
+    method = build(config, toy_teacher()).double()
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in a_batch(config).items()}
+    batch["image_id"][3] = batch["image_id"][1]  # one picture twice
+    found = method.losses(batch, method.targets(batch), progress=0.0)
+    expected = terms_by_loops(method, batch)
+    assert found.keys() == expected.keys()
+    parameters = list(method.parameters())
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
+        first, second = (
+            torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+            for term in (found[name], value)
+        )
+        largest = max(part.abs().max() for part in second)
+        for a, b in zip(first, second, strict=True):
+            assert (a - b).abs().max() <= 1e-7 * largest, name
 
 
 def test_as_printed_compares_texts_of_any_length() -> None:

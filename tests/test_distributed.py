@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.gloo import WORLD, run_both
-from tests.two_processes import CASES, Towers, run
+from tests.two_processes import CASES, Towers, codebook, run
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,14 @@ def test_two_processes_equal_one(folder, case):
         assert expected.abs().max() > 1e-3
         for rank in ranks:
             torch.testing.assert_close(rank[f"{case}.{parameter}"], expected, rtol=1e-9, atol=1e-13)
+
+
+def test_codes_follow_the_vectors_of_all_processes(folder):
+    alone = codebook(slice(None))
+    for rank in range(WORLD):
+        found = load_file(folder / f"codes-{rank}.safetensors")
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-15)
 
 
 def test_different_batch_sizes_are_refused_on_every_process(folder):

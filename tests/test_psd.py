@@ -160,8 +160,33 @@ def test_baselines_equal_their_definitions() -> None:
 
     assert_equal_with_gradients(lambda v, w, s: label_smoothing(v, w, s, smoothing=0.3), smooth)
     assert_equal_with_gradients(lambda v, w, s: hard_bootstrapping(v, w, s, trust=0.6), bootstrap)
-    masked = label_smoothing(*inputs(), smoothing=1.0, image_id=IDS)
-    assert bool(torch.isfinite(masked))
+
+
+def test_rivals_count_candidates_of_other_pictures_only() -> None:
+    """Pictures 1 and 3 are the same, so each has four candidates and not five."""
+    may = (IDS[:, None] != IDS[None]) | torch.eye(5, dtype=torch.bool)
+
+    def log_probabilities(v: Tensor, w: Tensor, s: Tensor) -> list[Tensor]:
+        logits = (s * v @ w.T).masked_fill(~may, -torch.inf)
+        return [logits.log_softmax(1), logits.T.log_softmax(1)]
+
+    def own(v: Tensor, w: Tensor, s: Tensor) -> Tensor:
+        return image_text_contrast_loop(v, w, s, image_id=IDS)
+
+    def smooth(v: Tensor, w: Tensor, s: Tensor) -> Tensor:
+        rows = [torch.stack([r[m].mean() for r, m in zip(x, may, strict=True)]) for x in
+                log_probabilities(v, w, s)]  # fmt: skip
+        return 0.7 * own(v, w, s) - 0.3 * (rows[0].mean() + rows[1].mean()) / 2
+
+    def bootstrap(v: Tensor, w: Tensor, s: Tensor) -> Tensor:
+        chosen = [-x.max(1).values.mean() for x in log_probabilities(v, w, s)]
+        return 0.6 * own(v, w, s) + 0.4 * sum(chosen) / 2
+
+    ids = {"image_id": IDS}
+    smoothed = lambda v, w, s: label_smoothing(v, w, s, smoothing=0.3, **ids)  # noqa: E731
+    trusting = lambda v, w, s: hard_bootstrapping(v, w, s, trust=0.6, **ids)  # noqa: E731
+    assert_equal_with_gradients(smoothed, smooth)
+    assert_equal_with_gradients(trusting, bootstrap)
 
 
 @pytest.mark.parametrize(

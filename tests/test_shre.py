@@ -13,6 +13,7 @@ from mmkd_lite.config import RunConfig, resolve
 from mmkd_lite.methods import METHODS, build
 from mmkd_lite.methods.shre import SHRe
 from tests.method_checks import random_pairs
+from tests.reference_losses import image_text_contrast_loop, kl_divergence_loop
 
 
 def tiny(overrides: dict | None = None) -> RunConfig:
@@ -24,44 +25,68 @@ def a_batch(config: RunConfig, size: int = 6) -> dict[str, Tensor]:
     return random_pairs(config, range(size))
 
 
-def code_3(method: SHRe, batch: dict[str, Tensor]) -> dict[str, float]:
+def outputs(method: SHRe, batch: dict[str, Tensor]) -> tuple[list, list]:
+    """The contrasted outputs of both modalities and, last, their class logits."""
+    image, text = method.image_encoder(batch["image"]), method.text_encoder(batch["tokens"])
+    if method.config.options.fusion == "mlp":
+        both = method.shared(image[:, 0]), method.shared(text[:, 0])
+        return tuple([*layers, layers[2]] for layers in both)
+    both = method.shared(image), method.shared(text, batch["tokens"] != 0)
+    last = method.config.options.contrast_layers
+    return tuple(
+        [*[shared.intermediate, shared.cls][-last:], method.class_head(shared.cls)]
+        for shared in both
+    )
+
+
+def code_3(method: SHRe, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Seed 000's Code 3 with every erratum corrected, one pair and one class at a time."""
-    image = method.shared(method.image_encoder(batch["image"])[:, 0])
-    text = method.shared(method.text_encoder(batch["tokens"])[:, 0])
-    teacher = method.teacher.class_logits(batch["image"]).softmax(-1)
-    size = len(teacher)
-
-    def kl(student: Tensor) -> float:
-        total = 0.0
-        for p_row, q_row in zip(teacher, student.softmax(-1), strict=True):
-            total += sum(
-                float(p) * math.log(float(p) / float(q)) for p, q in zip(p_row, q_row, strict=True)
-            )
-        return total / size
-
-    contrast = 0.0
-    for image_layer, text_layer, scale in zip(image, text, method.scales, strict=True):
-        cosines = F.cosine_similarity(image_layer[:, None], text_layer[None], dim=-1)
-        logits = scale.log_scale.exp() * cosines
-        for i in range(size):
-            contrast -= math.log(math.exp(logits[i, i]) / sum(math.exp(x) for x in logits[i])) / (
-                2 * size
-            )
-            contrast -= math.log(
-                math.exp(logits[i, i]) / sum(math.exp(x) for x in logits[:, i])
-            ) / (2 * size)
-    return {"kl_image": kl(image[2]), "kl_text": kl(text[2]), "contrast": contrast / 3}
+    image, text = outputs(method, batch)
+    teacher = method.teacher.class_logits(batch["image"])
+    contrasts = [
+        image_text_contrast_loop(
+            F.normalize(v, dim=-1), F.normalize(w, dim=-1), scale.log_scale.exp()
+        )
+        for v, w, scale in zip(image[:-1], text[:-1], method.scales, strict=True)
+    ]
+    return {
+        "kl_image": kl_divergence_loop(image[-1], teacher),
+        "kl_text": kl_divergence_loop(text[-1], teacher),
+        "contrast": sum(contrasts) / len(contrasts),
+    }
 
 
-def test_terms_equal_corrected_code_3_pair_by_pair() -> None:
-    config = tiny()
-    method = build(config).double()
-    batch = {k: v.double() if v.is_floating_point() else v for k, v in a_batch(config).items()}
+@pytest.mark.parametrize("variant", ["both", "shared_block"])
+def test_terms_and_gradients_equal_corrected_code_3_pair_by_pair(variant: str) -> None:
+    method = build(tiny(SHRe.variants[variant])).double()
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in a_batch(tiny()).items()}
     terms = method.losses(batch, method.targets(batch), progress=0.0)
     expected = code_3(method, batch)
     assert terms.keys() == expected.keys() == METHODS["shre"].default_weights.keys()
+    parameters = list(method.parameters())
     for name, value in expected.items():
-        assert float(terms[name]) == pytest.approx(value, rel=1e-6), name
+        torch.testing.assert_close(terms[name], value, rtol=1e-9, atol=1e-12, msg=name)
+        found, wanted = (
+            torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+            for term in (terms[name], value)
+        )
+        largest = max(part.abs().max() for part in wanted)
+        assert largest > 1e-6
+        for a, b in zip(found, wanted, strict=True):
+            assert (a - b).abs().max() <= 1e-7 * largest, name
+
+
+def test_three_layers_with_the_same_vectors_are_one_plain_contrast() -> None:
+    method = build(tiny()).double()
+    vectors = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0)).double()
+    logits = torch.zeros(6, method.teacher.classes, dtype=torch.float64)
+    method.shared_image = lambda images: ([vectors[0]] * 3, logits)
+    method.shared_text = lambda tokens: ([vectors[1]] * 3, logits)
+    batch = a_batch(tiny())
+    terms = method.losses(batch, method.targets(batch), progress=0.0)
+    image, text = F.normalize(vectors, dim=-1)
+    plain = image_text_contrast_loop(image, text, method.scales[0].value())
+    torch.testing.assert_close(terms["contrast"], plain, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("variant", list(SHRe.variants))
@@ -128,7 +153,7 @@ def test_embeddings_have_unit_length_and_scales_stay_in_bounds() -> None:
         method.scales[0].log_scale.fill_(9.0)
         method.scales[1].log_scale.fill_(-3.0)
     method.after_step()
-    assert [round(float(s.value()), 3) for s in method.scales] == [100.0, 1.0, 14.286]
+    assert [round(s.value().item(), 3) for s in method.scales] == [100.0, 1.0, 14.286]
 
 
 @pytest.mark.parametrize(

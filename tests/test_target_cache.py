@@ -78,14 +78,18 @@ def test_another_cache_is_refused_by_name(tmp_path, change, field):
         fit(config)
 
 
-def test_another_augmentation_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("flip", 0.5, r"augmentation\.flip"), ("split", "validation", "split")],
+)
+def test_another_augmentation_or_split_is_refused(tmp_path, name, value, message):
     config = tiny(tmp_path, "run", train__targets="cached")
     method, pairs = build(config), open_pairs(config)
     CachedTargets(pairs, method, config)
     (folder,) = cache_folders()
-    pairs.flip = 0.5
+    setattr(pairs, name, value)
     chosen = tiny(tmp_path, "run", train__targets=str(folder))
-    with pytest.raises(ValueError, match=r"augmentation\.flip"):
+    with pytest.raises(ValueError, match=message):
         CachedTargets(pairs, method, chosen)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmkd_lite import text_finetuning
 from mmkd_lite.config import TowerConfig, resolve
-from mmkd_lite.data.glue_files import GLUE, write_glue
+from mmkd_lite.data.glue_files import GLUE
 from mmkd_lite.data.text_tasks import TextExamples, TextTask, emoji_glue
 from mmkd_lite.data.tokenizer import load_tokenizer
 from mmkd_lite.models import TextEncoder, seeded
@@ -26,6 +26,7 @@ from mmkd_lite.text_finetuning import (
     score_text_tasks,
     text_tower,
 )
+from tests.glue_writer import write_glue
 
 WORDS = TextTask("toy", ("no", "yes"), ("accuracy",))
 PAIRS = TextTask("pairs", ("different", "same"), ("f1", "accuracy"), pair=True)

@@ -9,7 +9,7 @@ import pytest
 from mmkd_lite.config import DataConfig
 from mmkd_lite.data import text_tasks
 from mmkd_lite.data.emoji import class_names, labels, scene_concepts
-from mmkd_lite.data.glue_files import GLUE, read_glue, write_glue
+from mmkd_lite.data.glue_files import GLUE, read_glue
 from mmkd_lite.data.layout import Layout, content_hash
 from mmkd_lite.data.text_tasks import (
     TextExamples,
@@ -23,6 +23,7 @@ from mmkd_lite.data.text_tasks import (
 from mmkd_lite.data.tokenizer import load_tokenizer
 from mmkd_lite.data.truth import is_true_of_own
 from mmkd_lite.evaluate.glue import METRICS
+from tests.glue_writer import write_glue
 
 DATA = DataConfig()
 TASKS = emoji_tasks()
@@ -389,11 +390,3 @@ def test_missing_files_columns_and_wrong_labels_are_named(made, tmp_path):
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         with pytest.raises(ValueError, match=f"line 2: .*{message}"):
             read_glue(tmp_path, "STS-B")
-
-
-def test_what_a_file_cannot_hold_is_not_written(made, tmp_path):
-    with pytest.raises(ValueError, match="shape"):
-        write_glue(tmp_path, "RTE", "dev", made["acceptable", "train"])
-    tabbed = TextExamples(GLUE["SST-2"].task, ["a\tb"], None, np.array([0]))
-    with pytest.raises(ValueError, match="tab"):
-        write_glue(tmp_path, "SST-2", "dev", tabbed)

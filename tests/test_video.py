@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 from mmkd_lite import video_training
 from mmkd_lite.config import TowerConfig
 from mmkd_lite.data.clips import EmojiCrash
-from mmkd_lite.data.videos import VideoFolder, export_clips, last_frames, sampled
+from mmkd_lite.data.videos import VideoFolder, last_frames, sampled
 from mmkd_lite.evaluate.video import METRICS, average_precision, binary_scores, wilson
 from mmkd_lite.models import ImageEncoder, seeded
 from mmkd_lite.models.evl import FrameBackbone, decoder_for
@@ -25,6 +25,7 @@ from mmkd_lite.video_training import (
     train_decoder,
     video_features,
 )
+from tests.clip_writer import export_clips
 from tests.encoder_support import perturb
 
 SIZE = 32

@@ -17,13 +17,16 @@ from mmkd_lite.methods import build
 from tests.gloo import WORLD, process_group
 
 ROWS, STEPS = 4, 5
-KINDS = ("fifo", "decaying", "momentum")
+KINDS = ("fifo", "decaying", "momentum", "frozen_teacher")
 
 
 def settings(kind: str, **options: Any) -> RunConfig:
-    """Tiny, float64 after `.double()`, a bank of two steps."""
-    chosen = {"options.kind": kind, "options.bank_size": 16, "train.batch_size": ROWS}
-    chosen |= {"image.start": "", "text.start": "", "options.momentum": 0.9}
+    """Tiny, float64 after `.double()`, a bank of two steps; a frozen teacher's bank is S-SMKE's."""
+    chosen: dict[str, Any] = {"image.start": "", "text.start": "", "train.batch_size": ROWS}
+    if kind == "frozen_teacher":
+        chosen |= {"teacher": "random-vit", "options.target": "contrastive", "options.bank": 16}
+        return resolve("ssmke", "tiny", chosen)
+    chosen |= {"options.kind": kind, "options.bank_size": 16, "options.momentum": 0.9}
     chosen |= {name.replace("__", "."): value for name, value in options.items()}
     return resolve("memory_bank", "tiny", chosen)
 
@@ -41,8 +44,9 @@ def pairs(step: int, rows: slice = slice(None), size: int = WORLD * ROWS) -> dic
 
 def train(kind: str, rows: slice = slice(None), steps: int = STEPS) -> dict[str, Tensor]:
     """Take plain gradient steps and return the whole state, banks and temperature included."""
-    method = build(settings(kind)).double()
-    model: Any = Distiller(method, {"contrast": 1.0})
+    config = settings(kind)
+    method = build(config).double()
+    model: Any = Distiller(method, config.weights)
     if dist.is_initialized():
         model = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from mmkd_lite.losses import image_text_contrast, info_nce, label_smoothing, soft_alignment
+from mmkd_lite.losses import (
+    hard_bootstrapping,
+    image_text_contrast,
+    info_nce,
+    label_smoothing,
+    soft_alignment,
+)
+from mmkd_lite.models.quantizer import Codebook
 from tests.gloo import WORLD, process_group
 
 ROWS, WIDTH, BANK = 3, 6, 4
@@ -65,13 +72,36 @@ def soft_targets(image, text, scale, ids, bank):
 
 
 def smoothed(image, text, scale, ids, bank):
-    return label_smoothing(image, text, scale, smoothing=0.2)
+    return label_smoothing(image, text, scale, smoothing=0.2, image_id=ids)
+
+
+def bootstrapped(image, text, scale, ids, bank):
+    return hard_bootstrapping(image, text, scale, trust=0.6, image_id=ids)
 
 
 CASES = {
     case.__name__: case
-    for case in (contrast, contrast_with_everything, one_direction, soft_targets, smoothed)
+    for case in (
+        contrast,
+        contrast_with_everything,
+        one_direction,
+        soft_targets,
+        smoothed,
+        bootstrapped,
+    )
 }
+
+
+def codebook(rows: slice) -> dict[str, torch.Tensor]:
+    """Return a codebook after three updates, in which codes move, idle and come back to life."""
+    generator = torch.Generator().manual_seed(8)
+    codes = Codebook(5, WIDTH, decay=0.7, revive_after=1).double()
+    codes.vectors.copy_(F.normalize(torch.randn(5, WIDTH, generator=generator).double(), dim=-1))
+    for _ in range(3):
+        vectors = torch.randn(WORLD * ROWS, WIDTH, generator=generator, dtype=torch.float64)
+        unit = F.normalize(vectors, dim=-1)[rows]
+        codes.update(unit, codes.nearest(unit))
+    return dict(codes.state_dict())
 
 
 def run(model, rows: slice) -> dict[str, torch.Tensor]:
@@ -101,7 +131,9 @@ def refusal(rank: int) -> str:
 def main(rank: int, folder: Path) -> None:
     with process_group(rank, folder):
         model = nn.parallel.DistributedDataParallel(Towers())
-        save_file(run(model, slice(rank * ROWS, (rank + 1) * ROWS)), folder / f"{rank}.safetensors")
+        rows = slice(rank * ROWS, (rank + 1) * ROWS)
+        save_file(run(model, rows), folder / f"{rank}.safetensors")
+        save_file(codebook(rows), folder / f"codes-{rank}.safetensors")
         (folder / f"{rank}.txt").write_text(refusal(rank))
 
 

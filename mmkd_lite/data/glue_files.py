@@ -1,20 +1,18 @@
 """The nine tasks of GLUE: their metrics, the thesis' settings, and a reader of the published TSV files.
 
 Nothing is downloaded. `read_glue` reads a folder as GLUE's own archive unpacks it ("CoLA/train.tsv" and
-so on); `write_glue` writes that format, so that the reader is tested without the real data. GLUE keeps
-the labels of its test sets to itself: scores are those of the development sets, as in the thesis.
+so on). GLUE keeps the labels of its test sets to itself: scores are those of the development sets, as in
+the thesis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mmkd_lite.data.text_tasks import TextExamples, TextTask
-from mmkd_lite.storage import write_atomic
 
 MOST_BROKEN = 0.01
 """Largest share of lines with too few fields that is passed over; QQP's own file has a few."""
@@ -165,40 +163,6 @@ def read_glue(folder: str | Path, task: str, split: str = "dev") -> TextExamples
     kind = np.int64 if preset.task.classes else np.float64
     first = [cells[0] for cells in whole]
     return TextExamples(preset.task, first, second, np.array(targets, kind), f"GLUE/{split}")
-
-
-def write_glue(folder: str | Path, task: str, split: str, examples: TextExamples) -> Path:
-    """Write examples in the format of one of GLUE's files.
-
-    Args:
-        folder: The folder that `read_glue` is given.
-        task: A key of `GLUE`, with as many texts and classes as the examples have.
-        split: "train", "dev" or another stem.
-        examples: Texts without tabs and line feeds.
-
-    Returns:
-        The file.
-
-    Raises:
-        ValueError: Unknown task, examples of another shape, or a tab in a text.
-    """
-    preset = _known(task)
-    own, other = preset.task, examples.task
-    if (len(own.classes), own.pair) != (len(other.classes), other.pair):
-        raise ValueError(f"examples of {other.name!r} do not have the shape of {task}")
-    sides: list[Sequence[str]] = [examples.first, *([examples.second] if examples.second else [])]
-    rows = ["\t".join(preset.columns)] if preset.header else []
-    for number, texts in enumerate(zip(*sides, strict=True)):
-        label = examples.labels[number]
-        told = preset.words[label] if preset.words else f"{label:.3f}"
-        known = {**dict(zip(preset.texts, texts, strict=True)), preset.label: told}
-        cells = [known.get(name, str(number)) for name in preset.columns]
-        if any(sign in cell for cell in cells for sign in "\t\n\r"):
-            raise ValueError(f"example {number} holds a tab or a line feed; {task}.tsv cannot")
-        rows.append("\t".join(cells))
-    path = Path(folder).expanduser() / preset.folder / f"{_stem(preset, split)}.tsv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_atomic(path, "\n".join(rows) + "\n")
 
 
 def _known(task: str) -> GluePreset:

@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor
 
 from mmkd_lite.data.clips import FRAMES, WINDOW, checked_frames
-from mmkd_lite.storage import atomic_file, write_atomic
 
 STRIDE = 14
 LABELS = "labels.csv"
@@ -238,29 +237,3 @@ def _read_picture(path: Path) -> np.ndarray:
                 f"{path} has {len(picture.getbands())} channels ({picture.mode}), expected 3 (RGB)"
             )
         return np.asarray(picture)
-
-
-def export_clips(
-    videos: Videos, indices: Sequence[int], folder: str | Path, packed: bool = False
-) -> Path:
-    """Write videos in the form that `VideoFolder` reads; `labels.csv` comes last.
-
-    Args:
-        videos: For example an `EmojiCrash`.
-        indices: Which of them.
-        folder: Made if need be.
-        packed: One npz a clip in place of a folder of PNG files.
-    """
-    folder, lines = Path(folder), ["clip,label"]
-    for index, label in zip(indices, videos.labels(indices).tolist(), strict=True):
-        name = f"clip-{index:05d}"
-        frames = videos.clips([index], range(videos.length))[0].transpose(0, 2, 3, 1)
-        if packed:
-            with atomic_file(folder / f"{name}.npz") as partial, open(partial, "wb") as file:
-                np.savez_compressed(file, frames=frames)
-        for time, frame in enumerate([] if packed else frames):
-            with atomic_file(folder / name / f"{time:03d}.png") as partial:
-                Image.fromarray(np.ascontiguousarray(frame)).save(partial, format="PNG")
-        lines.append(f"{name},{label}")
-    write_atomic(folder / LABELS, "\n".join(lines) + "\n")
-    return folder

@@ -135,7 +135,7 @@ def build_quantizer(config: RunConfig, teacher: Teacher) -> ImageQuantizer:
     if options.codes > options.start_images:
         raise ValueError(
             f"a codebook of options.codes={options.codes} is larger than the data it starts from, "
-            f"options.start_images={options.start_images}"
+            f"options.start_images={options.start_images}; lower the first or raise the second"
         )
     codebook = Codebook(options.codes, options.code_width, options.decay, options.revive_after)
     width = feature_width(teacher, config.data.image_size)
@@ -232,7 +232,7 @@ def quantizer_of_run(folder: str, config: RunConfig) -> ImageQuantizer:
             theirs, ours = getattr(theirs, part), getattr(ours, part)
         if theirs != ours:
             raise ValueError(
-                f"the quantiser in {folder} has {name}={theirs!r}, this run asks for {ours!r}"
+                f"the quantiser in {folder} has {name}={theirs!r}, this run asks for {ours!r}: set {name}={theirs!r}"
             )
     quantizer = run.load_method().quantizer
     assert isinstance(quantizer, ImageQuantizer)

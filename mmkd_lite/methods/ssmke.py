@@ -54,7 +54,8 @@ class SSMKE(SharedSpaceMethod):
     *picture*, `d` the mean squared error over its elements, the cosine distance, or for the contrastive
     target `InfoNCE(g(h), t; s_t)` in the direction student to teacher, with the bank as further columns.
 
-    Source: thesis, S-SMKE, contrastive distillation and teacher ablation; errata ET-22, ET-25, ET-31.
+    Source: thesis, S-SMKE, contrastive distillation and teacher ablation; seed 002, "Importance of the Teacher
+    Model"; errata ET-22, ET-25, ET-31.
     Derived in notebooks/16_s_smke.ipynb.
     """
 

@@ -205,7 +205,7 @@ def _both_teachers(config: RunConfig, teacher: Teacher | None) -> Teacher:
         ours, theirs = getattr(config, side).width, guide.config.width
         if ours != theirs:
             raise ValueError(
-                f"{side}.width={ours} but the teacher's is {theirs}: hidden states need one"
+                f"{side}.width={ours} but the teacher's is {theirs}: hidden states need one; set {side}.width={theirs}"
             )
     return Teacher("+".join(names), Guides(image, text), image_size=config.data.image_size)
 

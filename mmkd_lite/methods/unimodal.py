@@ -101,8 +101,8 @@ class Unimodal(Method):
         ours, theirs = self.encoder.config, guide.config
         if theirs.layers != 2 * ours.layers:
             raise ValueError(
-                f"options.start={self.config.options.start!r} needs half of the teacher's layers, got "
-                f"{self.side}.layers={ours.layers} and a teacher of {theirs.layers}"
+                f"options.start={self.config.options.start!r} needs half of the teacher's layers, got {self.side}."
+                f"layers={ours.layers} and a teacher of {theirs.layers}; halve these or use options.start=random"
             )
         if theirs.width != ours.width:
             raise ValueError(

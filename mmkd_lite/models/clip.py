@@ -253,7 +253,7 @@ def every_second_layer(state: Mapping[str, Tensor], layers: int) -> dict[str, Te
     if depth != 2 * layers:
         raise ValueError(
             f"layer i from the teacher's layer 2i needs a teacher of {2 * layers} layers for text.layers={layers}; "
-            f"it has {depth}"
+            f"it has {depth}: set text.layers to half of that, or options.text_start='' for random layers"
         )
     kept = {}
     for name, match in found.items():
