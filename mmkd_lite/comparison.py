@@ -38,6 +38,7 @@ ALL = (
     "memory_bank:fifo",
     "memory_bank:momentum",
     "distill_clip:both",
+    "distill_clip:feature_contrast",
     "psd:psd",
 )
 """What `compare all` trains: every method with an image-text student, the same data and steps."""

@@ -89,7 +89,8 @@ def _video_result(folder: Path) -> str:
     names = ("backbone", "sampling", "temporal")
     alike = [row for row in rows if all(row[name] == rows[0][name] for name in names)]
     found = mean_and_interval([row["balanced_accuracy"] for row in alike])
-    return f"{rows[0]['backbone']}: balanced accuracy {found.text()} % (chance 50 %, n = {found.n})"
+    what = f"{rows[0]['backbone']}, {rows[0]['sampling']}"
+    return f"{what}: balanced accuracy {found.text()} % (chance 50 %, n = {found.n})"
 
 
 def _headline(variant: str, comparison: Comparison, label: str) -> str:
