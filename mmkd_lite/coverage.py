@@ -10,7 +10,7 @@ from typing import Any
 
 from mmkd_lite.comparison import Comparison, file_stem
 from mmkd_lite.methods import METHODS, Method
-from mmkd_lite.results import mean_and_interval, read_result, read_results, results_table
+from mmkd_lite.results import mean_and_interval, read_results, results_table
 from mmkd_lite.storage import read_json
 from mmkd_lite.text_finetuning import score_text_tasks
 from mmkd_lite.video_training import score_video
@@ -29,8 +29,9 @@ def method_table(root: Path) -> str:
         method_row(name, kind, committed_result(name, kind, folder))
         for name, kind in METHODS.items()
     ]
-    rows.append(method_row("text_finetuning", score_text_tasks, _text_result(folder)))
-    rows.append(method_row("video_training", score_video, _video_result(folder)))
+    for name, trains, result, words in OUTSIDE:
+        record = read_results(result, folder)
+        rows.append(method_row(name, trains, words(record[0]["metrics"]) if record else "–"))
     return results_table(sorted(rows, key=lambda row: row["notebook"]))
 
 
@@ -75,18 +76,17 @@ def committed_result(name: str, kind: type[Method], folder: Path) -> str:
     return "–"
 
 
-def _text_result(folder: Path) -> str:
+def _text_result(metrics: dict[str, Any]) -> str:
     """Return the words for the shipped text teacher under a linear head."""
-    metrics, task = read_result("text_towers", folder)["metrics"], "object accuracy"
+    task = "object accuracy"
     found = mean_and_interval(list(metrics["text"]["frozen"][task].values()))
     majority = metrics["levels"][task]["majority"]
     return f"text, frozen: {task} {found.text()} % (majority {majority:.1f} %, n = {found.n})"
 
 
-def _video_result(folder: Path) -> str:
+def _video_result(metrics: dict[str, Any]) -> str:
     """Return the words for the first backbone and sampling that were run."""
-    rows = read_result("video_comparison", folder)["metrics"]["rows"]
-    names = ("backbone", "sampling", "temporal")
+    rows, names = metrics["rows"], ("backbone", "sampling", "temporal")
     alike = [row for row in rows if all(row[name] == rows[0][name] for name in names)]
     found = mean_and_interval([row["balanced_accuracy"] for row in alike])
     what = f"{rows[0]['backbone']}, {rows[0]['sampling']}"
@@ -111,3 +111,10 @@ def _headline(variant: str, comparison: Comparison, label: str) -> str:
     found = mean_and_interval(list(comparison.values(label, key).values()))
     word = "chance" if what == "mean recall" else "majority"
     return f"{variant}: {what} {found.text()} % ({word} {base:.1f} %, n = {found.n})"
+
+
+OUTSIDE = (
+    ("text_finetuning", score_text_tasks, "text_towers", _text_result),
+    ("video_training", score_video, "video_comparison", _video_result),
+)
+"""What trains a head of its own: name, function, result file, and what is told of it."""

@@ -22,6 +22,8 @@ FITTING: Mapping[tuple[str, str], dict[str, Any]] = {
     ("shared_layers", "no_head"): AS_WIDE_AS_THE_TEACHER,
     ("ssmke", "shared_output"): AS_WIDE_AS_THE_TEACHER,
     ("supervised", "vit"): {"data.image_size": 48},
+    ("image_finetuning", "distilled"): {"options.start": "clip"},  # for a run that is not here
+    ("image_finetuning", "distilled_head"): {"options.start": "clip"},
 }
 """What a variant needs beside the tiny preset."""
 
