@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -63,3 +63,20 @@ def cut_and_resumed(whole: RunConfig, cut: RunConfig, fatal: int = 3, pairs: Any
     for name in ("metrics.jsonl", "model.safetensors"):
         assert (again.dir / name).read_bytes() == (first.dir / name).read_bytes()
     return again
+
+
+def same_with_gradients(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], parameters: Sequence[Tensor]
+) -> None:
+    """Both must hold the same terms, of the same value and of the same gradient for all parameters."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
+        first, second = (
+            torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+            for term in (found[name], value)
+        )
+        largest = max(part.abs().max() for part in second)
+        assert largest > 1e-6, name
+        for a, b in zip(first, second, strict=True):
+            assert (a - b).abs().max() <= 1e-7 * largest, name

@@ -19,7 +19,7 @@ from mmkd_lite.models import ImageEncoder, TextEncoder, seeded
 from mmkd_lite.models import clip as clips
 from mmkd_lite.teachers import Teacher, load_teacher
 from tests import reference_losses as loops
-from tests.method_checks import random_pairs
+from tests.method_checks import random_pairs, same_with_gradients
 from tests.reference_losses import map_distance_loop, similarity_maps_loop
 
 SIZES = {"image.width": 16, "text.width": 24, "text.layers": 2, "options.space_width": 8}
@@ -110,17 +110,7 @@ def test_every_term_and_its_gradient_equal_the_loops() -> None:
     batch["image_id"][3] = batch["image_id"][1]  # one picture twice
     found = method.losses(batch, method.targets(batch), progress=0.0)
     expected = terms_by_loops(method, batch)
-    assert found.keys() == expected.keys()
-    parameters = list(method.parameters())
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
-        first, second = (
-            torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
-            for term in (found[name], value)
-        )
-        largest = max(part.abs().max() for part in second)
-        for a, b in zip(first, second, strict=True):
-            assert (a - b).abs().max() <= 1e-7 * largest, name
+    same_with_gradients(found, expected, list(method.parameters()))
 
 
 def test_as_printed_compares_texts_of_any_length() -> None:
